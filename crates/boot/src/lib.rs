@@ -1,0 +1,1 @@
+//! Payload loaders, boot protocols, ACPI tables.

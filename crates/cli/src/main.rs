@@ -1,0 +1,3 @@
+//! The `mimeo` command.
+
+fn main() {}

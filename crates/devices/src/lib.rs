@@ -1,0 +1,1 @@
+//! Register models of the emulated chips, one folder a device.

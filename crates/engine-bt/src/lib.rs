@@ -1,0 +1,1 @@
+//! The same-ISA binary translator.

@@ -1,0 +1,1 @@
+//! Guest images: the quickstart image and its cache.

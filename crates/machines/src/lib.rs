@@ -1,0 +1,1 @@
+//! Boards: a folder each; the only place that knows devices and engines.

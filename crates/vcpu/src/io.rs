@@ -1,0 +1,55 @@
+//! What a running vCPU asks of the machine.
+
+/// The access is not one that the machine-owned MSR allows: the engine raises #GP(0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsrError;
+
+/// The machine as one vCPU sees it. Called on the vCPU's own thread, never re-entrantly.
+///
+/// Sizes are in bytes: 1, 2 or 4 for ports; 1, 2, 4 or 8 for MMIO. Accesses that the guest made
+/// larger or across a boundary are split by the engine, lowest address first. Everything that can
+/// differ between two runs of the same guest passes through this trait (deterministic mode logs
+/// and replays exactly these answers).
+pub trait CpuIo {
+    /// IN. Unclaimed ports read as all ones.
+    fn port_read(&mut self, port: u16, size: u8) -> u32;
+
+    /// OUT. Unclaimed ports ignore writes.
+    fn port_write(&mut self, port: u16, size: u8, value: u32);
+
+    /// A load from a guest-physical address that is not RAM. Unclaimed addresses read as all ones.
+    fn mmio_read(&mut self, gpa: u64, size: u8) -> u64;
+
+    /// A store to a guest-physical address that is not RAM (or is ROM).
+    fn mmio_write(&mut self, gpa: u64, size: u8, value: u64);
+
+    /// Acknowledges the highest-priority deliverable external interrupt: moves it to in-service and
+    /// gives its vector; `None` when it has gone (spurious wake).
+    fn ack_interrupt(&mut self) -> Option<u8>;
+
+    /// CR8 (the APIC's task priority, 0 to 15).
+    fn cr8_read(&mut self) -> u8;
+
+    /// MOV to CR8; `value` is 0 to 15 (the engine has checked).
+    fn cr8_write(&mut self, value: u8);
+
+    /// RDMSR of a machine-owned MSR: IA32_APIC_BASE, x2APIC 800h-8FFh, IA32_TSC_DEADLINE and the KVM
+    /// paravirtual MSRs. An MSR that nobody knows gives [`MsrError`].
+    ///
+    /// # Errors
+    /// [`MsrError`] where the hardware would raise #GP(0).
+    fn msr_read(&mut self, msr: u32) -> Result<u64, MsrError>;
+
+    /// WRMSR of a machine-owned MSR.
+    ///
+    /// # Errors
+    /// [`MsrError`] where the hardware would raise #GP(0).
+    fn msr_write(&mut self, msr: u32, value: u64) -> Result<(), MsrError>;
+
+    /// The guest's time-stamp counter now, before IA32_TSC_ADJUST is added. `retired` is the number
+    /// of instructions this vCPU has retired (a deterministic clock derives time from it).
+    fn tsc(&mut self, retired: u64) -> u64;
+
+    /// VMCALL/VMMCALL with (RAX, RBX, RCX, RDX, RSI): the result for RAX.
+    fn hypercall(&mut self, args: [u64; 5]) -> u64;
+}

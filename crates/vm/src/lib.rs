@@ -1,0 +1,1 @@
+//! The life of a VM: threads, run, pause, stop.
