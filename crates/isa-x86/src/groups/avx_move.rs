@@ -66,7 +66,7 @@ forms! {
             VEX_Vmovntdq_m256_ymm w 32, VEX_Vmovntdqa_xmm_m128 r 16;
     }
     [Form::interp(Group::Avx).needs(Feature::Avx).unit(Unit::Avx)] {
-        any: VEX_Vldmxcsr_m32 w 4, VEX_Vstmxcsr_m32 w 4;
+        any: VEX_Vldmxcsr_m32 r 4, VEX_Vstmxcsr_m32 w 4;
     }
     [Form::interp(Group::Avx).needs(Feature::Avx).unit(Unit::Avx).implicit(RDI, NONE)
         .memory(ImplicitMemory::MaskMove)] {

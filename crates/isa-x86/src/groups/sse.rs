@@ -50,7 +50,7 @@ forms! {
     }
     // moves and logic
     [Form::interp(Group::Sse).needs(Feature::Sse).unit(Unit::Sse)] {
-        any: Ldmxcsr_m32 w 4, Stmxcsr_m32 w 4;
+        any: Ldmxcsr_m32 r 4, Stmxcsr_m32 w 4;
     }
     [Form::interp(Group::Sse).needs(Feature::Sse).unit(Unit::Mmx).implicit(RDI, NONE)
         .memory(ImplicitMemory::MaskMove)] {

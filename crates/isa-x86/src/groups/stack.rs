@@ -49,13 +49,13 @@ forms! {
         m64: Enterq_imm16_imm8;
     }
     // LEAVE
-    [Form::interp(Group::Stack).pops(2).implicit(RBP | RSP, RBP | RSP)] {
+    [Form::interp(Group::Stack).pops(2).implicit(RBP, RBP | RSP)] {
         any: Leavew;
     }
-    [Form::interp(Group::Stack).pops(4).implicit(RBP | RSP, RBP | RSP)] {
+    [Form::interp(Group::Stack).pops(4).implicit(RBP, RBP | RSP)] {
         legacy: Leaved;
     }
-    [Form::interp(Group::Stack).pops(8).implicit(RBP | RSP, RBP | RSP)] {
+    [Form::interp(Group::Stack).pops(8).implicit(RBP, RBP | RSP)] {
         m64: Leaveq;
     }
 }

@@ -34,7 +34,7 @@ forms! {
     }
     [Form::interp(Group::Xsave).needs(Feature::Xsavec).implicit(RAX | RDX, NONE)
         .unit(Unit::Xsave).align(64)] {
-        any: Xsavec_mem rw 0;
-        m64: Xsavec64_mem rw 0;
+        any: Xsavec_mem w 0;
+        m64: Xsavec64_mem w 0;
     }
 }
