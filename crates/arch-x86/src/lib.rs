@@ -3,9 +3,11 @@
 //! Source: Intel SDM (325462) and AMD APM (24592, 24593); each item names the section.
 //! No engine, no device, no host: everything here is plain data and pure functions.
 
+pub mod canonical;
 pub mod cpuid;
 pub mod exception;
 pub mod flags;
+pub mod paging;
 pub mod regs;
 pub mod state;
 
