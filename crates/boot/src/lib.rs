@@ -6,13 +6,17 @@
 
 mod bzimage;
 mod cpu;
+mod elf;
 mod error;
 mod fields;
 mod linux;
 mod memory_map;
 mod module;
+mod multiboot;
 mod options;
+mod parts;
 mod payload;
+mod pvh;
 mod recognise;
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,11 @@
 use crate::bzimage::{self, BzImage};
 use crate::fields::Table;
 use crate::memory_map::Placer;
-use crate::options::{BootOptions, megabytes};
+use crate::options::BootOptions;
+use crate::parts::{self, Limits};
 use crate::{BootError, cpu};
 use mimeo_arch_x86::{Gpr, X86State};
 use mimeo_memory::GuestMemory;
-use std::ops::Range;
 
 const PAGE: u64 = 4096;
 const FOUR_GB: u64 = 1 << 32;
@@ -20,13 +20,6 @@ const E820_MAX: usize = 128;
 /// A boot loader without a number of its own (boot.rst, `type_of_loader`).
 const LOADER_UNDEFINED: u8 = 0xff;
 const SETUP_RNG_SEED: u32 = 9;
-
-/// Limits that a kernel puts on what it is given.
-pub(crate) struct Limits {
-    pub(crate) initrd_max: u64,
-    pub(crate) above_4g: bool,
-    pub(crate) cmdline_max: usize,
-}
 
 /// Those of a vmlinux, which carries no setup header: what every 64-bit kernel can do.
 pub(crate) const VMLINUX: Limits = Limits {
@@ -115,9 +108,9 @@ pub(crate) fn zero_page(
     t.put_u16(0x1fa, 0xffff); // vid_mode: normal
     t.put_u8(0x210, LOADER_UNDEFINED);
 
-    let cmdline = put_cmdline(mem, at, name, limits.cmdline_max, opts)?;
+    let cmdline = parts::put_cmdline(mem, at, name, limits.cmdline_max, opts)?;
     t.put_u32(0x228, cmdline as u32);
-    if let Some(initrd) = put_initrds(mem, at, limits, opts)? {
+    if let Some(initrd) = parts::put_initrds(mem, at, limits, opts)? {
         let size = initrd.end - initrd.start;
         t.put_u32(0x218, initrd.start as u32);
         t.put_u32(0x21c, size as u32);
@@ -152,29 +145,6 @@ fn put_memory_map(t: &mut Table, opts: &BootOptions) -> Result<(), BootError> {
     Ok(())
 }
 
-fn put_cmdline(
-    mem: &GuestMemory,
-    at: &mut Placer,
-    name: &str,
-    max: usize,
-    opts: &BootOptions,
-) -> Result<u64, BootError> {
-    let text = opts.cmdline_bytes()?;
-    // The area below 640 KB bounds it whatever the header says.
-    let max = max.min(0xffff);
-    if text.len() > max {
-        let (name, len) = (name.to_owned(), text.len());
-        return Err(BootError::CommandLineTooLong { name, len, max });
-    }
-    let len = text.len() as u64 + 1;
-    let gpa = at
-        .low(len, 16, cpu::LOW)
-        .ok_or(BootError::NoRoom("the command line"))?;
-    mem.write(gpa, text)?;
-    mem.write(gpa + len - 1, &[0])?;
-    Ok(gpa)
-}
-
 /// A `setup_data` node with 32 random bytes for the kernel's generator.
 fn put_seed(mem: &GuestMemory, at: &mut Placer, seed: &[u8; 32]) -> Result<u64, BootError> {
     let mut t = Table::zeroed(48);
@@ -186,43 +156,4 @@ fn put_seed(mem: &GuestMemory, at: &mut Placer, seed: &[u8; 32]) -> Result<u64, 
         .ok_or(BootError::NoRoom("setup_data"))?;
     mem.write(gpa, &t.0)?;
     Ok(gpa)
-}
-
-/// Copies all initial RAM disks, one after the other, each at a multiple of four bytes as cpio
-/// archives want it (early-userspace/buffer-format.rst), as high as the kernel allows.
-fn put_initrds(
-    mem: &GuestMemory,
-    at: &mut Placer,
-    limits: &Limits,
-    opts: &BootOptions,
-) -> Result<Option<Range<u64>>, BootError> {
-    let total = opts.initrd_bytes();
-    let Some(first) = opts.initrds.first().filter(|_| total > 0) else {
-        return Ok(None);
-    };
-    if !limits.above_4g && total > limits.initrd_max {
-        let (size, limit) = (megabytes(total), limits.initrd_max >> 20);
-        return Err(BootError::InitrdTooLarge {
-            name: first.name().to_owned(),
-            size,
-            limit,
-        });
-    }
-    let below = 0x10_0000..limits.initrd_max.saturating_add(1).min(FOUR_GB);
-    let place = at.high(total, PAGE, below);
-    let place = place.or_else(|| {
-        let above = FOUR_GB..u64::MAX;
-        limits
-            .above_4g
-            .then(|| at.high(total, PAGE, above))
-            .flatten()
-    });
-    let start = place.ok_or_else(|| opts.initrd_does_not_fit(first))?;
-    let mut end = start;
-    for initrd in &opts.initrds {
-        let next = end.next_multiple_of(4);
-        initrd.copy_to(mem, next)?;
-        end = next + initrd.size();
-    }
-    Ok(Some(start..end))
 }

@@ -90,6 +90,11 @@ impl Module {
         self.len
     }
 
+    /// Its own command line.
+    pub(crate) fn cmdline(&self) -> Option<&str> {
+        self.cmdline.as_deref()
+    }
+
     /// The string that goes with it: the name, and its command line if it has one.
     pub(crate) fn string(&self) -> String {
         match &self.cmdline {

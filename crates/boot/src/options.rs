@@ -25,14 +25,6 @@ pub(crate) fn megabytes(bytes: u64) -> u64 {
 }
 
 impl BootOptions {
-    /// The command line, once it is sure to hold no NUL.
-    pub(crate) fn cmdline_bytes(&self) -> Result<&[u8], BootError> {
-        if self.cmdline.contains('\0') {
-            return Err(BootError::CommandLineNul);
-        }
-        Ok(self.cmdline.as_bytes())
-    }
-
     /// Bytes that all modules take, each rounded up to a page.
     pub(crate) fn module_pages(&self) -> u64 {
         let pages = |n: u64| n.checked_next_multiple_of(4096).unwrap_or(u64::MAX);

@@ -1,7 +1,9 @@
 //! A kernel file: read, recognised by its bytes, and put into guest memory.
 
 use crate::bzimage::{self, BzImage};
-use crate::{BootError, BootOptions, Rejection, linux, recognise};
+use crate::elf::{self, Elf};
+use crate::multiboot::{self, Multiboot};
+use crate::{BootError, BootOptions, Rejection, linux, pvh, recognise};
 use mimeo_arch_x86::X86State;
 use mimeo_memory::GuestMemory;
 use std::fs::File;
@@ -28,6 +30,9 @@ pub enum Protocol {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Image {
     BzImage(BzImage),
+    Elf(Elf),
+    /// A Multiboot kernel, and its ELF reading where it is one.
+    Multiboot(Multiboot, Option<Elf>),
 }
 
 /// A kernel file in memory.
@@ -45,6 +50,22 @@ pub struct Payload {
 pub(crate) fn recognise(data: &[u8]) -> Result<Image, Rejection> {
     if bzimage::is_bzimage(data) {
         return bzimage::parse(data).map(Image::BzImage);
+    }
+    let elf = elf::is_elf(data).then(|| elf::parse(data));
+    if let Some(at) = multiboot::find_header(data) {
+        let readable = elf.as_ref().and_then(|e| e.as_ref().ok()).cloned();
+        let kernel = multiboot::parse(data, at, elf)?;
+        return Ok(Image::Multiboot(kernel, readable));
+    }
+    if let Some(elf) = elf {
+        let elf = elf?;
+        if elf.pvh_entry.is_none() && multiboot::has_header2(data) {
+            return Err(Rejection::Unsupported {
+                what: "it is a Multiboot 2 kernel".into(),
+                remedy: "give it a Multiboot 1 header or a PVH note as well",
+            });
+        }
+        return Ok(Image::Elf(elf));
     }
     Err(recognise::rejection(data))
 }
@@ -96,6 +117,17 @@ impl Payload {
                     &k.release
                 }
             ),
+            Image::Elf(e) => {
+                let entry = if e.pvh_entry.is_some() {
+                    "PVH"
+                } else {
+                    "plain"
+                };
+                let bits = if e.class64 { 64 } else { 32 };
+                let os = if e.linux { "Linux, " } else { "" };
+                format!("{os}{bits}-bit ELF kernel, {entry} entry")
+            }
+            Image::Multiboot(..) => "Multiboot 1 kernel".to_owned(),
         }
     }
 }
@@ -127,15 +159,24 @@ pub fn load(
     payload: &Payload,
     opts: &BootOptions,
 ) -> Result<X86State, BootError> {
+    use Protocol::{Elf as Plain, Linux, Multiboot, Pvh};
     let Payload { name, data, image } = payload;
     match (image, opts.protocol) {
-        (Image::BzImage(k), None | Some(Protocol::Linux)) => {
-            linux::load_bzimage(mem, name, data, k, opts)
-        }
-        (_, Some(p)) => Err(BootError::NoSuchEntry {
-            name: name.clone(),
-            protocol: p.name(),
-        }),
+        (Image::BzImage(k), None | Some(Linux)) => linux::load_bzimage(mem, name, data, k, opts),
+        (Image::Multiboot(k, _), None | Some(Multiboot)) => k.load(mem, name, data, opts),
+        (Image::Elf(e) | Image::Multiboot(_, Some(e)), p) => match (e.pvh_entry, p) {
+            (Some(entry), None | Some(Pvh)) => pvh::load(mem, name, data, e, entry, opts),
+            (_, None | Some(Linux | Plain)) => e.load_plain(mem, name, data, opts),
+            (_, Some(p)) => Err(no_entry(name, p)),
+        },
+        (_, p) => Err(no_entry(name, p.unwrap_or(Plain))),
+    }
+}
+
+fn no_entry(name: &str, protocol: Protocol) -> BootError {
+    BootError::NoSuchEntry {
+        name: name.to_owned(),
+        protocol: protocol.name(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Loading, end to end, into small guest memories.
 
 use crate::bzimage::tests::synthetic;
+use crate::elf::tests::{note, synthetic as elf};
+use crate::multiboot::tests::{flat_kernel, header};
 use crate::{BootError, BootOptions, MemoryMap, Module, Payload, Protocol, load};
 use mimeo_arch_x86::{Gpr, X86State};
 use mimeo_memory::GuestMemory;
@@ -118,4 +120,102 @@ fn a_file_is_copied_piecewise() {
     let (mem, s) = boot(64, synthetic(1000), vec![module]).unwrap();
     let start = mem.read_u32(s.reg(Gpr::Rsi) + 0x218).unwrap();
     assert!(bytes(&mem, u64::from(start), contents.len()) == contents);
+}
+
+fn modules() -> Vec<Module> {
+    vec![
+        Module::from_bytes("a", b"AAAAA".to_vec()).with_cmdline("x=1"),
+        Module::from_bytes("b", b"BBB".to_vec()),
+    ]
+}
+
+fn string(mem: &GuestMemory, gpa: u64) -> String {
+    let bytes = bytes(mem, gpa, 64);
+    let end = bytes.iter().position(|&b| b == 0).unwrap();
+    String::from_utf8(bytes[..end].to_vec()).unwrap()
+}
+
+#[test]
+fn plain_elf_in_long_mode() {
+    let (mem, s) = boot(4, elf(&[0x90; 100], &[]), vec![]).unwrap();
+    assert!(s.code64());
+    assert_eq!(s.rip, 0x10_0010);
+    assert_eq!(bytes(&mem, 0x10_0000, 101)[99..], [0x90, 0]);
+    let zero = s.reg(Gpr::Rdi);
+    assert_eq!(zero, s.reg(Gpr::Rsi));
+    assert_eq!(bytes(&mem, zero + 0x202, 4), b"HdrS");
+}
+
+#[test]
+fn pvh_with_modules() {
+    let pvh = note(b"Xen\0", 18, &0x10_0020u64.to_le_bytes());
+    let (mem, s) = boot(4, elf(&[0x90; 100], &pvh), modules()).unwrap();
+    assert!(!s.long_mode() && s.segment(mimeo_arch_x86::Seg::Cs).db());
+    assert_eq!((s.rip, s.cr0.bits(), s.cr4.bits()), (0x10_0020, 0x11, 0));
+    let info = s.reg(Gpr::Rbx);
+    let field = |at| mem.read_u64(info + at).unwrap();
+    assert_eq!((field(0), field(8) >> 32), (0x336e_c578 | 1 << 32, 2));
+    assert_eq!(string(&mem, field(24)), "console=ttyS0 quiet");
+    assert_eq!((field(32), field(48)), (0xe_0000, 4));
+    assert_eq!(mem.read_u64(field(40) + 3 * 24), Some(0x10_0000));
+    let list = field(16);
+    let first = mem.read_u64(list).unwrap();
+    assert_eq!((first % 4096, mem.read_u64(list + 8)), (0, Some(5)));
+    assert!(first >= 0x10_00c8);
+    assert_eq!(string(&mem, mem.read_u64(list + 16).unwrap()), "x=1");
+    assert_eq!(bytes(&mem, mem.read_u64(list + 32).unwrap(), 3), b"BBB");
+    // Linux gets one module.
+    let linux = [pvh, note(b"Linux\0", 0x100, &[])].concat();
+    let (mem, s) = boot(4, elf(&[0x90; 100], &linux), modules()).unwrap();
+    let info = s.reg(Gpr::Rbx);
+    assert_eq!(mem.read_u32(info + 12), Some(1));
+    let list = mem.read_u64(info + 16).unwrap();
+    assert_eq!(mem.read_u64(list + 8), Some(11));
+}
+
+#[test]
+fn multiboot_with_modules() {
+    let (mem, s) = boot(4, flat_kernel(), modules()).unwrap();
+    assert_eq!((s.rip, s.reg(Gpr::Rax)), (0x10_0040, 0x2bad_b002));
+    assert_eq!(bytes(&mem, 0x10_00ff, 2), [0x90, 0]);
+    let info = s.reg(Gpr::Rbx);
+    let field = |at| u64::from(mem.read_u32(info + at).unwrap());
+    assert_eq!(field(0), 0x24d);
+    assert_eq!((field(4), field(8)), (639, 3 << 10));
+    assert_eq!(string(&mem, field(16)), "vmlinuz console=ttyS0 quiet");
+    assert_eq!((field(20), field(44)), (2, 4 * 24));
+    let module = |at| u64::from(mem.read_u32(field(24) + at).unwrap());
+    assert_eq!((module(0), module(4)), (0x10_1000, 0x10_1005));
+    assert_eq!(string(&mem, module(8)), "a x=1");
+    assert_eq!(string(&mem, module(24)), "b");
+    assert_eq!(mem.read_u32(field(48)), Some(20));
+    assert_eq!(string(&mem, field(64)), "mimeo");
+}
+
+#[test]
+fn multiboot_elf_and_multiboot_2() {
+    let mut code = header(3, [0; 5]);
+    code.resize(100, 0x90);
+    let (_, s) = boot(4, elf(&code, &[]), vec![]).unwrap();
+    assert_eq!(
+        (s.rip, s.reg(Gpr::Rax), s.long_mode()),
+        (0x10_0010, 0x2bad_b002, false)
+    );
+    let words = [0xe852_50d6u32, 0, 16, 0u32.wrapping_sub(0xe852_50e6)];
+    let code: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    let e = boot(4, elf(&code, &[]), vec![]).unwrap_err().to_string();
+    assert!(e.contains("Multiboot 2"), "{e}");
+}
+
+#[test]
+fn elf_where_no_ram_is() {
+    let mut k = elf(&[0x90; 100], &[]);
+    k[64 + 24..64 + 32].copy_from_slice(&0xa_0000u64.to_le_bytes());
+    k[24..32].copy_from_slice(&0xa_0000u64.to_le_bytes());
+    let e = boot(4, k.clone(), vec![]).unwrap_err().to_string();
+    assert!(e.contains("0xa0000 to 0xa00c8"), "{e}");
+    k[64 + 24..64 + 32].copy_from_slice(&0x800_0000u64.to_le_bytes());
+    k[24..32].copy_from_slice(&0x800_0000u64.to_le_bytes());
+    let e = boot(4, k, vec![]).unwrap_err().to_string();
+    assert!(e.contains("-m 129M"), "{e}");
 }
