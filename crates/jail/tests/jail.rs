@@ -1,0 +1,107 @@
+//! The jail seen from inside, in a child process: what it must stop and what it must let through.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::mpsc;
+
+const ROLE: &str = "MIMEO_JAIL_TEST_ROLE";
+
+/// Runs the named test of this binary again, in a process of its own, with a role to play.
+fn child(test: &str, role: &str) -> ExitStatus {
+    let exe = std::env::current_exe().unwrap();
+    let output = Command::new(exe)
+        .args([test, "--exact", "--test-threads=1", "--nocapture"])
+        .env(ROLE, role)
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    output.status
+}
+
+fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// A file without a name.
+fn tempfile() -> File {
+    let path = std::env::temp_dir().join(format!("mimeo-jail-{}", std::process::id()));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .unwrap();
+    std::fs::remove_file(path).unwrap();
+    file
+}
+
+/// After both walls: open files and locks work; files, sockets, threads and programs do not.
+fn play_caged() {
+    let mut file = tempfile();
+    let (ask, asked) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    // A thread from before the jail is in it too.
+    let thread = std::thread::spawn(move || {
+        asked.recv().unwrap();
+        tell.send(File::open("/etc/passwd").map(|_| ()).map_err(|e| e.kind()))
+            .unwrap();
+    });
+    if let Err(e) = mimeo_jail::restrict_files() {
+        println!("{e}");
+    }
+    assert!(File::open("/etc/passwd").is_err() || !landlock_here());
+    mimeo_jail::restrict_calls().unwrap();
+
+    let denied = Some(ErrorKind::PermissionDenied);
+    assert_eq!(File::open("/etc/passwd").err().map(|e| e.kind()), denied);
+    ask.send(()).unwrap();
+    assert_eq!(told.recv().unwrap().err(), denied);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0");
+    assert_eq!(socket.err().map(|e| e.kind()), denied);
+    let thread2 = std::thread::Builder::new().spawn(|| ());
+    assert!(thread2.is_err());
+    thread.join().unwrap();
+
+    file.write_all(b"still open").unwrap();
+    file.rewind().unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still open");
+    // Large enough for the allocator to ask the kernel.
+    assert_eq!(
+        vec![1u8; 64 << 20]
+            .iter()
+            .map(|&b| u64::from(b))
+            .sum::<u64>(),
+        64 << 20
+    );
+}
+
+fn landlock_here() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|s| s.contains("landlock"))
+}
+
+#[test]
+fn caged() {
+    if role().is_some() {
+        play_caged();
+        return;
+    }
+    assert!(child("caged", "inner").success());
+}
+
+#[test]
+fn starting_a_program_is_deadly() {
+    if role().is_some() {
+        mimeo_jail::restrict_calls().unwrap();
+        let _ = std::os::unix::process::CommandExt::exec(&mut Command::new("/bin/true"));
+        std::process::exit(0);
+    }
+    let status = child("starting_a_program_is_deadly", "inner");
+    assert_eq!(status.signal(), Some(31), "SIGSYS expected, got {status}");
+}

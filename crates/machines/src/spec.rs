@@ -1,0 +1,249 @@
+//! What a machine is to be: serialisable, validated before anything is built.
+
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+
+/// Bytes of RAM that a machine gets when nobody says otherwise.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+/// The largest number of vCPUs: xAPIC identifiers are 8 bits wide and 255 is the broadcast (SDM
+/// vol. 3, 12.4.6).
+pub const MAX_CPUS: u32 = 254;
+/// The smallest RAM: the first megabyte and one more for a payload.
+pub const MIN_MEMORY: u64 = 2 << 20;
+/// The largest RAM: what fits below 2^40 with room for later devices.
+pub const MAX_MEMORY: u64 = 512 << 30;
+
+/// Which board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoardKind {
+    /// The small one: serial port, interrupt controllers, timers, ACPI; no firmware, no screen.
+    #[default]
+    Microvm,
+}
+
+/// Which engine executes the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// The interpreter: the reference.
+    Interp,
+    /// The binary translator.
+    Bt,
+    /// The fastest one that is sound on this host.
+    #[default]
+    Auto,
+}
+
+/// Devices that are there only when asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptionalDevice {
+    /// QEMU's isa-debug-exit at port 0xf4.
+    DebugExit,
+    /// QEMU's pc-testdev.
+    Testdev,
+}
+
+/// What a triple fault does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTripleFault {
+    /// The monitor reports it and ends.
+    #[default]
+    Exit,
+    /// The machine is reset, as a PC's chipset does.
+    Reset,
+}
+
+/// A machine to be built. The same names as the command line's flags.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct MachineSpec {
+    /// The board.
+    pub machine: BoardKind,
+    /// Bytes of RAM: [`MIN_MEMORY`] to [`MAX_MEMORY`], a multiple of 1 MB.
+    pub memory: u64,
+    /// Number of vCPUs: 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// CPU model with added and removed features: `MODEL[,+f][,-f]...`.
+    pub cpu: String,
+    /// The engine.
+    pub engine: EngineKind,
+    /// Optional devices, each at most once.
+    pub devices: Vec<OptionalDevice>,
+    /// What a triple fault does.
+    pub on_triple_fault: OnTripleFault,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        Self {
+            machine: BoardKind::default(),
+            memory: DEFAULT_MEMORY,
+            cpus: 1,
+            cpu: "x86-64-v3".into(),
+            engine: EngineKind::default(),
+            devices: Vec::new(),
+            on_triple_fault: OnTripleFault::default(),
+        }
+    }
+}
+
+/// A specification that no machine can be built from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Number of vCPUs out of range.
+    #[error("{0} CPUs cannot be had: give --cpus a number from 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// RAM size out of range or not whole megabytes.
+    #[error(
+        "{0} bytes of memory cannot be had: give -m a size from {min}M to {max}G in whole megabytes",
+        min = MIN_MEMORY >> 20,
+        max = MAX_MEMORY >> 30
+    )]
+    Memory(u64),
+    /// The size is not a number with a unit.
+    #[error("`{0}` is not a size: write a number with M or G, such as 256M or 2G")]
+    Size(String),
+    /// The same optional device twice.
+    #[error("the device {0} was given twice: once is enough")]
+    Twice(String),
+}
+
+impl MachineSpec {
+    /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(SpecError::Cpus(self.cpus));
+        }
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || self.memory % (1 << 20) != 0 {
+            return Err(SpecError::Memory(self.memory));
+        }
+        for (i, d) in self.devices.iter().enumerate() {
+            if self.devices[..i].contains(d) {
+                return Err(SpecError::Twice(d.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an optional device was asked for.
+    #[must_use]
+    pub fn has(&self, device: OptionalDevice) -> bool {
+        self.devices.contains(&device)
+    }
+}
+
+/// Parses a memory size: a number of megabytes, or a number with K, M, G or T (powers of 1024).
+///
+/// # Errors
+/// [`SpecError::Size`] for anything else.
+pub fn parse_size(text: &str) -> Result<u64, SpecError> {
+    let error = || SpecError::Size(text.into());
+    let lower = text.trim().to_ascii_lowercase();
+    let number = lower.trim_end_matches("ib").trim_end_matches('b');
+    let (digits, shift) = match number.strip_suffix(['k', 'm', 'g', 't']) {
+        None => (number, 20),
+        Some(d) => match number.as_bytes()[d.len()] {
+            b'k' => (d, 10),
+            b'm' => (d, 20),
+            b'g' => (d, 30),
+            _ => (d, 40),
+        },
+    };
+    let n: u64 = digits.parse().map_err(|_| error())?;
+    n.checked_mul(1 << shift).ok_or_else(error)
+}
+
+macro_rules! names {
+    ($type:ty, $what:literal, $($name:literal => $value:expr),+ $(,)?) => {
+        impl FromStr for $type {
+            type Err = String;
+            fn from_str(s: &str) -> Result<Self, String> {
+                match s {
+                    $($name => Ok($value),)+
+                    _ => Err(format!(
+                        "there is no {} `{s}`: choose one of {}",
+                        $what,
+                        [$($name),+].join(", ")
+                    )),
+                }
+            }
+        }
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                $(if *self == $value { return f.write_str($name); })+
+                Ok(())
+            }
+        }
+    };
+}
+
+names!(BoardKind, "machine", "microvm" => Self::Microvm);
+names!(EngineKind, "engine", "interp" => Self::Interp, "bt" => Self::Bt, "auto" => Self::Auto);
+names!(OptionalDevice, "device", "debug-exit" => Self::DebugExit, "testdev" => Self::Testdev);
+names!(OnTripleFault, "such answer to a triple fault", "exit" => Self::Exit, "reset" => Self::Reset);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert_eq!(parse_size("256"), Ok(256 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("4096k"), Ok(4 << 20));
+        for bad in [
+            "",
+            "M",
+            "nonsense",
+            "-1M",
+            "1.5G",
+            "99999999999999999999",
+            "99999999T",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits() {
+        let ok = MachineSpec::default();
+        assert_eq!(ok.validate(), Ok(()));
+        let cpus = |cpus| MachineSpec { cpus, ..ok.clone() }.validate();
+        assert_eq!(cpus(0), Err(SpecError::Cpus(0)));
+        assert_eq!(cpus(255), Err(SpecError::Cpus(255)));
+        let memory = |memory| {
+            MachineSpec {
+                memory,
+                ..ok.clone()
+            }
+            .validate()
+        };
+        assert!(memory(1 << 20).is_err());
+        assert!(memory((8 << 20) + 1).is_err());
+        assert!(memory(1 << 50).is_err());
+        let devices = vec![OptionalDevice::Testdev, OptionalDevice::Testdev];
+        let twice = MachineSpec { devices, ..ok }.validate();
+        assert_eq!(twice, Err(SpecError::Twice("testdev".into())));
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for k in [EngineKind::Interp, EngineKind::Bt, EngineKind::Auto] {
+            assert_eq!(k.to_string().parse(), Ok(k));
+        }
+        assert!(
+            "turbo"
+                .parse::<EngineKind>()
+                .unwrap_err()
+                .contains("interp, bt, auto")
+        );
+    }
+}
