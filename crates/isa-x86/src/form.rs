@@ -1,7 +1,7 @@
 //! The row of the instruction table.
 
-use crate::Feature;
 use iced_x86::Code;
+use mimeo_arch_x86::cpuid::Feature;
 
 /// The instruction group: the file of the table, of the interpreter and of the tests that has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +150,8 @@ pub enum Unit {
     Sse,
     /// VEX: #UD without CR4.OSXSAVE or XCR0[2:1] = 3, outside protected mode; #NM by CR0.TS.
     Avx,
+    /// General registers by VEX encoding (BMI): #UD in real and virtual-8086 mode.
+    VexGpr,
     /// FXSAVE and FXRSTOR: #NM by CR0.EM or CR0.TS.
     Fxsave,
     /// XSAVE family: #UD without CR4.OSXSAVE, #NM by CR0.TS.

@@ -8,11 +8,10 @@
 //! Not in the table, on purpose: AVX-512, AMX, CET shadow stacks, TSX, VMX, SVM, SGX, XOP, 3DNow!
 //! and the rest of `tests/denied.rs`.
 
-mod feature;
 pub mod form;
 mod groups;
 mod table;
 
-pub use feature::Feature;
 pub use form::{Access, Class, Flags, Form, Group, ImplicitMemory, MemOperand, Modes, Unit, X87};
+pub use mimeo_arch_x86::cpuid::Feature;
 pub use table::{forms, lookup};

@@ -3,7 +3,7 @@
 use crate::Feature;
 use crate::form::flag::{AF, CF, OF, PF, SF, ZF};
 use crate::form::gpr::{NONE, RDX};
-use crate::form::{Form, Group};
+use crate::form::{Form, Group, Unit};
 
 forms! {
     // BT
@@ -48,7 +48,7 @@ forms! {
         m64: Tzcnt_r64_rm64 r 8;
     }
     // LZCNT
-    [Form::native(Group::Bits).needs(Feature::Lzcnt).writes_flags(ZF | CF)
+    [Form::native(Group::Bits).needs(Feature::Abm).writes_flags(ZF | CF)
         .undefined_flags(OF | SF | AF | PF)] {
         any: Lzcnt_r16_rm16 r 2, Lzcnt_r32_rm32 r 4;
         m64: Lzcnt_r64_rm64 r 8;
@@ -64,41 +64,41 @@ forms! {
         m64: Crc32_r64_rm8 r 1, Crc32_r64_rm64 r 8;
     }
     // ANDN
-    [Form::native(Group::Bits).needs(Feature::Bmi1).writes_flags(SF | ZF)
+    [Form::native(Group::Bits).needs(Feature::Bmi1).unit(Unit::VexGpr).writes_flags(SF | ZF)
         .clears_flags(OF | CF).undefined_flags(AF | PF)] {
         any: VEX_Andn_r32_r32_rm32 r 4;
         m64: VEX_Andn_r64_r64_rm64 r 8;
     }
     // BLSR, BLSI
-    [Form::native(Group::Bits).needs(Feature::Bmi1).writes_flags(SF | ZF | CF)
+    [Form::native(Group::Bits).needs(Feature::Bmi1).unit(Unit::VexGpr).writes_flags(SF | ZF | CF)
         .clears_flags(OF).undefined_flags(AF | PF)] {
         any: VEX_Blsr_r32_rm32 r 4, VEX_Blsi_r32_rm32 r 4;
         m64: VEX_Blsr_r64_rm64 r 8, VEX_Blsi_r64_rm64 r 8;
     }
     // BLSMSK
-    [Form::native(Group::Bits).needs(Feature::Bmi1).writes_flags(SF | CF)
+    [Form::native(Group::Bits).needs(Feature::Bmi1).unit(Unit::VexGpr).writes_flags(SF | CF)
         .clears_flags(OF | ZF).undefined_flags(AF | PF)] {
         any: VEX_Blsmsk_r32_rm32 r 4;
         m64: VEX_Blsmsk_r64_rm64 r 8;
     }
     // BZHI
-    [Form::native(Group::Bits).needs(Feature::Bmi2).writes_flags(SF | ZF | CF)
+    [Form::native(Group::Bits).needs(Feature::Bmi2).unit(Unit::VexGpr).writes_flags(SF | ZF | CF)
         .clears_flags(OF).undefined_flags(AF | PF)] {
         any: VEX_Bzhi_r32_rm32_r32 r 4;
         m64: VEX_Bzhi_r64_rm64_r64 r 8;
     }
     // PEXT, PDEP
-    [Form::native(Group::Bits).needs(Feature::Bmi2)] {
+    [Form::native(Group::Bits).needs(Feature::Bmi2).unit(Unit::VexGpr)] {
         any: VEX_Pext_r32_r32_rm32 r 4, VEX_Pdep_r32_r32_rm32 r 4;
         m64: VEX_Pext_r64_r64_rm64 r 8, VEX_Pdep_r64_r64_rm64 r 8;
     }
     // MULX
-    [Form::native(Group::Bits).needs(Feature::Bmi2).implicit(RDX, NONE)] {
+    [Form::native(Group::Bits).needs(Feature::Bmi2).unit(Unit::VexGpr).implicit(RDX, NONE)] {
         any: VEX_Mulx_r32_r32_rm32 r 4;
         m64: VEX_Mulx_r64_r64_rm64 r 8;
     }
     // BEXTR
-    [Form::native(Group::Bits).needs(Feature::Bmi1).writes_flags(ZF).clears_flags(OF | CF)
+    [Form::native(Group::Bits).needs(Feature::Bmi1).unit(Unit::VexGpr).writes_flags(ZF).clears_flags(OF | CF)
         .undefined_flags(SF | AF | PF)] {
         any: VEX_Bextr_r32_rm32_r32 r 4;
         m64: VEX_Bextr_r64_rm64_r64 r 8;

@@ -5,12 +5,12 @@ use crate::form::{Form, Group, Unit};
 
 forms! {
     // moves and logic
-    [Form::native(Group::Crypto).needs(Feature::Sha).unit(Unit::Sse).aligned()] {
+    [Form::native(Group::Crypto).needs(Feature::ShaNi).unit(Unit::Sse).aligned()] {
         any: Sha1nexte_xmm_xmmm128 r 16, Sha1msg1_xmm_xmmm128 r 16, Sha1msg2_xmm_xmmm128 r 16,
             Sha256msg1_xmm_xmmm128 r 16, Sha256msg2_xmm_xmmm128 r 16,
             Sha1rnds4_xmm_xmmm128_imm8 r 16;
     }
-    [Form::native(Group::Crypto).needs(Feature::Sha).unit(Unit::Sse).reads_xmm0().aligned()] {
+    [Form::native(Group::Crypto).needs(Feature::ShaNi).unit(Unit::Sse).reads_xmm0().aligned()] {
         any: Sha256rnds2_xmm_xmmm128 r 16;
     }
     [Form::native(Group::Crypto).needs(Feature::Aes).unit(Unit::Sse).aligned()] {
@@ -24,10 +24,10 @@ forms! {
             VEX_Vaesdeclast_xmm_xmm_xmmm128 r 16, VEX_Vaeskeygenassist_xmm_xmmm128_imm8 r 16;
     }
     // integer
-    [Form::native(Group::Crypto).needs(Feature::Pclmul).unit(Unit::Sse).aligned()] {
+    [Form::native(Group::Crypto).needs(Feature::Pclmulqdq).unit(Unit::Sse).aligned()] {
         any: Pclmulqdq_xmm_xmmm128_imm8 r 16;
     }
-    [Form::native(Group::Crypto).needs(Feature::Avx).needs(Feature::Pclmul).unit(Unit::Avx)] {
+    [Form::native(Group::Crypto).needs(Feature::Avx).needs(Feature::Pclmulqdq).unit(Unit::Avx)] {
         any: VEX_Vpclmulqdq_xmm_xmm_xmmm128_imm8 r 16;
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Feature;
 use crate::form::flag::{AF, CF, OF, PF, SF, ZF};
-use crate::form::{Form, Group};
+use crate::form::{Form, Group, Unit};
 
 forms! {
     // ROL, ROR
@@ -57,7 +57,7 @@ forms! {
         m64: Shl_rm64_1 rw 8, Shr_rm64_1 rw 8, Sal_rm64_1 rw 8, Sar_rm64_1 rw 8;
     }
     // SHLX, SARX, SHRX, RORX
-    [Form::native(Group::Shifts).needs(Feature::Bmi2)] {
+    [Form::native(Group::Shifts).needs(Feature::Bmi2).unit(Unit::VexGpr)] {
         any: VEX_Shlx_r32_rm32_r32 r 4, VEX_Sarx_r32_rm32_r32 r 4, VEX_Shrx_r32_rm32_r32 r 4,
             VEX_Rorx_r32_rm32_imm8 r 4;
         m64: VEX_Shlx_r64_rm64_r64 r 8, VEX_Sarx_r64_rm64_r64 r 8, VEX_Shrx_r64_rm64_r64 r 8,

@@ -5,14 +5,14 @@ use crate::form::{Form, Group, Unit};
 
 forms! {
     // moves and logic
-    [Form::native(Group::Sse3).needs(Feature::Sse3).unit(Unit::Sse).aligned()] {
+    [Form::native(Group::Sse3).needs(Feature::Pni).unit(Unit::Sse).aligned()] {
         any: Movsldup_xmm_xmmm128 r 16, Movshdup_xmm_xmmm128 r 16;
     }
-    [Form::native(Group::Sse3).needs(Feature::Sse3).unit(Unit::Sse)] {
+    [Form::native(Group::Sse3).needs(Feature::Pni).unit(Unit::Sse)] {
         any: Movddup_xmm_xmmm64 r 8, Lddqu_xmm_m128 r 16;
     }
     // floating point
-    [Form::native(Group::Sse3).needs(Feature::Sse3).unit(Unit::Sse).mxcsr().aligned()] {
+    [Form::native(Group::Sse3).needs(Feature::Pni).unit(Unit::Sse).mxcsr().aligned()] {
         any: Haddpd_xmm_xmmm128 r 16, Haddps_xmm_xmmm128 r 16, Hsubpd_xmm_xmmm128 r 16,
             Hsubps_xmm_xmmm128 r 16, Addsubpd_xmm_xmmm128 r 16, Addsubps_xmm_xmmm128 r 16;
     }

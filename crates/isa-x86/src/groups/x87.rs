@@ -62,7 +62,7 @@ forms! {
         any: Fcmovu_st0_sti, Fcmovnu_st0_sti;
     }
     // load and store
-    [Form::native(Group::X87).needs(Feature::Sse3).x87(X87::Data)] {
+    [Form::native(Group::X87).needs(Feature::Pni).x87(X87::Data)] {
         any: Fisttp_m32int w 4, Fisttp_m64int w 8, Fisttp_m16int w 2;
     }
     // compare to flags
