@@ -227,3 +227,143 @@ impl CpuModel {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpuid::{FeatureSet, HostCpu};
+
+    fn model(vendor: Vendor, spec: &str) -> CpuModel {
+        let host = HostCpu {
+            vendor,
+            signature: 0x806f8,
+            brand: "Test CPU".into(),
+            features: FeatureSet::of(Feature::ALL),
+            physical_bits: 46,
+            fdp_excptn_only: true,
+            zero_fcs_fds: false,
+        };
+        let (mut model, _) = CpuModel::build(spec, &host).unwrap();
+        model.set_tsc_khz(2_000_123);
+        model
+    }
+
+    const CONTEXT: CpuidContext = CpuidContext {
+        apic_id: 3,
+        cpus: 6,
+        cr4: Cr4::empty(),
+        xcr0: 1,
+        xss: 0,
+        apic_enabled: true,
+    };
+
+    #[test]
+    fn every_feature_shows_where_a_reader_looks() {
+        // HostCpu reads back exactly what the model says (the hypervisor's leaves apart).
+        for vendor in [Vendor::Intel, Vendor::Amd] {
+            let m = model(vendor, "x86-64-v3,+pku,+la57,+monitor");
+            let seen = HostCpu::from_cpuid(|l, s| m.cpuid(l, s, &CONTEXT), 7);
+            let kvm = [
+                Feature::NoIoDelay,
+                Feature::Kvmclock,
+                Feature::KvmclockStable,
+            ];
+            let mut told = m.features();
+            kvm.iter().for_each(|f| told.remove(*f));
+            assert_eq!(seen.features, told);
+            assert_eq!((seen.vendor, seen.signature), (vendor, m.signature()));
+            assert_eq!(seen.brand, m.brand());
+            assert_eq!((seen.fdp_excptn_only, seen.zero_fcs_fds), (true, false));
+            assert_eq!(
+                m.cpuid(0x4000_0001, 0, &CONTEXT)[0],
+                1 << 1 | 1 << 3 | 1 << 24
+            );
+        }
+    }
+
+    #[test]
+    fn vendor_signature_and_unknown_leaves() {
+        let intel = model(Vendor::Intel, "x86-64-v3");
+        let [max, b, c, d] = intel.cpuid(0, 0, &CONTEXT);
+        assert_eq!([b, d, c].map(u32::to_le_bytes).concat(), b"GenuineIntel");
+        assert_eq!(
+            intel.cpuid(0x4000, 0, &CONTEXT),
+            intel.cpuid(max, 0, &CONTEXT)
+        );
+        let amd = model(Vendor::Amd, "x86-64-v3");
+        assert_eq!(amd.cpuid(0x4000, 0, &CONTEXT), [0; 4]);
+        assert_eq!(amd.cpuid(0x15, 0, &CONTEXT), [0; 4]);
+        let [_, b, c, d] = amd.cpuid(0x8000_0000, 0, &CONTEXT);
+        assert_eq!([b, d, c].map(u32::to_le_bytes).concat(), b"AuthenticAMD");
+        let bare = model(Vendor::Intel, "x86-64-v3,-hypervisor");
+        assert_eq!(
+            bare.cpuid(0x4000_0000, 0, &CONTEXT),
+            bare.cpuid(INTEL_MAX, 0, &CONTEXT)
+        );
+    }
+
+    #[test]
+    fn what_follows_the_registers() {
+        let m = model(Vendor::Intel, "x86-64-v3,+pku");
+        let base = m.cpuid(1, 0, &CONTEXT);
+        let on = CpuidContext {
+            cr4: Cr4::OSXSAVE | Cr4::PKE,
+            xcr0: 0x207,
+            apic_enabled: false,
+            ..CONTEXT
+        };
+        let now = m.cpuid(1, 0, &on);
+        assert_eq!((base[2] ^ now[2], base[3] ^ now[3]), (1 << 27, 1 << 9));
+        assert_eq!(m.cpuid(7, 0, &on)[2] ^ m.cpuid(7, 0, &CONTEXT)[2], 1 << 4);
+        assert_eq!(m.cpuid(0xd, 0, &CONTEXT), [0x207, 576, 2696, 0]);
+        assert_eq!(m.cpuid(0xd, 0, &on)[1], 2696);
+        assert_eq!(m.cpuid(0xd, 1, &on), [7, 840, 0, 0]);
+        assert_eq!(m.cpuid(0xd, 2, &on), [256, 576, 0, 0]);
+        assert_eq!(m.cpuid(0xd, 63, &on), [0; 4]);
+        assert_eq!(m.cpuid(0xd, u32::MAX, &on), [0; 4]);
+    }
+
+    #[test]
+    fn topology_agrees_with_itself() {
+        for cpus in [1, 2, 3, 4, 6, 64, 255, 300] {
+            let c = CpuidContext {
+                cpus,
+                apic_id: cpus - 1,
+                ..CONTEXT
+            };
+            let m = model(Vendor::Intel, "x86-64-v3");
+            let [shift, count, kind, id] = m.cpuid(0xb, 1, &c);
+            assert_eq!((count, kind, id), (cpus, 0x201, cpus - 1));
+            assert!(1 << shift >= cpus && (cpus == 1 || 1 << (shift - 1) < cpus));
+            assert_eq!(m.cpuid(0xb, 0, &c), [0, 1, 0x100, cpus - 1]);
+            assert_eq!(m.cpuid(0xb, 2, &c), [0, 0, 2, cpus - 1]);
+            assert_eq!(m.cpuid(1, 0, &c)[3] >> 28 & 1 == 1, cpus > 1);
+            let l3 = m.cpuid(4, 3, &c);
+            assert_eq!(l3[0] & 0xff, 3 << 5 | 3);
+            assert!((l3[0] >> 14 & 0xfff) >= cpus - 1);
+            assert_eq!(m.cpuid(4, 4, &c), [0; 4]);
+        }
+    }
+
+    #[test]
+    fn frequencies() {
+        let m = model(Vendor::Intel, "x86-64-v3");
+        let [den, num, crystal, _] = m.cpuid(0x15, 0, &CONTEXT);
+        assert_eq!(
+            u64::from(crystal) * u64::from(num) / u64::from(den),
+            2_000_123_000
+        );
+        assert_eq!(
+            m.cpuid(0x4000_0010, 0, &CONTEXT),
+            [2_000_123, 1_000_000, 0, 0]
+        );
+        assert_eq!(m.cpuid(0x16, 0, &CONTEXT)[0], 2000);
+        assert_eq!(
+            &m.cpuid(0x4000_0000, 0, &CONTEXT)[1..]
+                .iter()
+                .flat_map(|w| w.to_le_bytes())
+                .collect::<Vec<_>>(),
+            b"KVMKVMKVM\0\0\0"
+        );
+    }
+}

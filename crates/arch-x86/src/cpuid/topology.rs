@@ -43,7 +43,7 @@ pub(super) fn extended(subleaf: u32, context: &CpuidContext) -> [u32; 4] {
     [shift, count & 0xffff, level | kind << 8, context.apic_id]
 }
 
-/// Leaves 80000005h and 80000006h (AMD): the same caches in the older form, and plain TLBs.
+/// Leaves 80000005h and 80000006h (AMD): the same caches in the older form.
 pub(super) fn amd_legacy(leaf: u32) -> [u32; 4] {
     match leaf {
         // Fully associative TLBs of 64 entries; L1: 32 KB, 8 ways, one line a tag, 64-byte lines.
@@ -54,11 +54,6 @@ pub(super) fn amd_legacy(leaf: u32) -> [u32; 4] {
             32 << 24 | 8 << 16 | 0x0140,
         ],
         // L2: 1 MB, 16 ways (code 8); L3: 16 MB in units of 512 KB, 16 ways.
-        _ => [
-            0,
-            0x6000_6000 | 0x0800_0800 >> 4,
-            1024 << 16 | 0x8140,
-            32 << 18 | 0x8140,
-        ],
+        _ => [0, 0, 1024 << 16 | 0x8140, 32 << 18 | 0x8140],
     }
 }

@@ -15,6 +15,9 @@ mod context;
 mod rights;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub use context::{PagingContext, PagingMode};
 pub use rights::{Access, AccessKind, PfCode, Rights};
 pub use walk::{PhysMem, Translation, load_pdptes, probe, walk};
