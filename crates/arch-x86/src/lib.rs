@@ -5,11 +5,14 @@
 
 pub mod canonical;
 pub mod cpuid;
+pub mod descriptor;
 pub mod exception;
 pub mod flags;
 pub mod paging;
 pub mod regs;
+pub mod selector;
 pub mod state;
+pub mod tss;
 
 pub use exception::{Exception, Vector};
 pub use flags::RFlags;
