@@ -14,7 +14,7 @@ mod tracker;
 
 pub use guest::{GuestMemory, MemoryError, PageInfo, RegionKind, RegionSpec};
 pub use host::PagePtr;
-pub use tracker::{CodeWriteHook, PageTracker, RegionTracker};
+pub use tracker::{CodeWriteHook, DeviceWriteObserver, PageTracker, RegionTracker};
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;

@@ -17,6 +17,13 @@ pub trait CodeWriteHook: Send + Sync {
     fn code_written(&self, page: usize, offset: usize, len: usize);
 }
 
+/// Told of every write that did not come from a vCPU: device DMA, paravirtual clock pages, loaders.
+/// Deterministic recording logs them. Runs on the writer's thread, after the write.
+pub trait DeviceWriteObserver: Send + Sync {
+    /// Bytes `offset..offset + len` of page `page` changed; the range lies within the page.
+    fn device_wrote(&self, page: usize, offset: usize, len: usize);
+}
+
 /// Per-page state of guest memory, indexed by page number (dense over all regions).
 pub struct PageTracker {
     flags: Box<[AtomicU8]>,
@@ -26,6 +33,7 @@ pub struct PageTracker {
     dirty: Box<[AtomicU64]>,
     logging: AtomicBool,
     hook: OnceLock<Arc<dyn CodeWriteHook>>,
+    observer: OnceLock<Arc<dyn DeviceWriteObserver>>,
 }
 
 impl fmt::Debug for PageTracker {
@@ -55,6 +63,7 @@ impl PageTracker {
             dirty: zeroed(pages.div_ceil(64)),
             logging: AtomicBool::new(false),
             hook: OnceLock::new(),
+            observer: OnceLock::new(),
         }
     }
 
@@ -133,6 +142,17 @@ impl PageTracker {
         self.hook.set(hook)
     }
 
+    /// Registers the one observer of device writes (the recorder's).
+    ///
+    /// # Errors
+    /// Gives the observer back when there is one already.
+    pub fn set_device_write_observer(
+        &self,
+        observer: Arc<dyn DeviceWriteObserver>,
+    ) -> Result<(), Arc<dyn DeviceWriteObserver>> {
+        self.observer.set(observer)
+    }
+
     /// Starts the dirty log (all pages clean).
     pub fn start_dirty_log(&self) {
         for word in &self.dirty {
@@ -204,6 +224,9 @@ impl Bitmap for RegionTracker {
             let n = (end - at).min(4096 - at % 4096);
             if page < self.tracker.pages() && self.tracker.watched(page) {
                 self.tracker.written(page, at % 4096, n);
+            }
+            if let Some(observer) = self.tracker.observer.get() {
+                observer.device_wrote(page, at % 4096, n);
             }
             at += n;
         }
