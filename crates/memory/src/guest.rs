@@ -261,7 +261,9 @@ impl GuestMemory {
     #[must_use]
     #[expect(unsafe_code, reason = "raw access to a page of ours")]
     pub fn cas_u64(&self, gpa: u64, old: u64, new: u64) -> Option<bool> {
-        let page = self.page(gpa).filter(|p| p.writable && gpa.is_multiple_of(8))?;
+        let page = self
+            .page(gpa)
+            .filter(|p| p.writable && gpa.is_multiple_of(8))?;
         let offset = (gpa % PAGE_SIZE) as usize;
         // SAFETY: `self` is alive, the offset is aligned and inside the page.
         let done = unsafe { page.ptr.cas_u64(offset, old, new) }.is_ok();
@@ -273,7 +275,9 @@ impl GuestMemory {
     #[must_use]
     #[expect(unsafe_code, reason = "raw access to a page of ours")]
     pub fn cas_u32(&self, gpa: u64, old: u32, new: u32) -> Option<bool> {
-        let page = self.page(gpa).filter(|p| p.writable && gpa.is_multiple_of(4))?;
+        let page = self
+            .page(gpa)
+            .filter(|p| p.writable && gpa.is_multiple_of(4))?;
         let offset = (gpa % PAGE_SIZE) as usize;
         // SAFETY: `self` is alive, the offset is aligned and inside the page.
         let done = unsafe { page.ptr.cas_u32(offset, old, new) }.is_ok();

@@ -114,7 +114,11 @@ impl CpuIo for Machine {
     fn cr8_write(&mut self, _: u8) {}
     fn msr_read(&mut self, _: u32) -> Result<u64, MsrError> {
         let v = self.next();
-        if v.is_multiple_of(3) { Err(MsrError) } else { Ok(v) }
+        if v.is_multiple_of(3) {
+            Err(MsrError)
+        } else {
+            Ok(v)
+        }
     }
     fn msr_write(&mut self, _: u32, _: u64) -> Result<(), MsrError> {
         Ok(())

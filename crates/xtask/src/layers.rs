@@ -22,6 +22,7 @@ pub const LAYERS: &[(&str, &[&str])] = &[
             "mimeo-backends",
             "mimeo-net",
             "mimeo-jail",
+            "mimeo-replay",
         ],
     ),
     ("compose", &["mimeo-boot", "mimeo-image", "mimeo-machines"]),
