@@ -1,8 +1,11 @@
 //! Interrupt lines.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where lines end: an interrupt controller (or a router of the board).
+///
+/// A level of `true` means asserted, whatever the voltage: the polarity of a wire is the board's
+/// (and its firmware tables') affair.
 pub trait IrqSink: Send + Sync {
     /// The level of `pin` is now `level`. Edge-triggered inputs act on the rising change.
     fn set_level(&self, pin: u32, level: bool);
@@ -56,5 +59,19 @@ impl IrqLine {
     pub fn pulse(&self) {
         self.set(true);
         self.set(false);
+    }
+}
+
+/// A register model with lines going in; wrapped in a lock it is an [`IrqSink`].
+pub trait LineModel: Send {
+    /// As [`IrqSink::set_level`].
+    fn set_line(&mut self, pin: u32, level: bool);
+}
+
+impl<D: LineModel> IrqSink for Mutex<D> {
+    fn set_level(&self, pin: u32, level: bool) {
+        self.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_line(pin, level);
     }
 }

@@ -1,4 +1,4 @@
-//! Contracts of devices: buses, IRQ lines, timers, life cycle, save and restore.
+//! Contracts of devices: buses, IRQ lines, timers, byte streams, save and restore.
 //!
 //! A device's register model knows no bus address, no IRQ number and no thread: it is handed
 //! offsets, [`IrqLine`]s and a [`Clock`]. `machines` binds it.
@@ -6,7 +6,13 @@
 mod clock;
 mod irq;
 mod map;
+mod save;
+mod stream;
+mod timed;
 
-pub use clock::{Clock, HostClock, Nanos, Timer, TimerHandle, TimerService};
-pub use irq::{IrqLine, IrqSink};
+pub use clock::{Clock, HostClock, Nanos, Timer, TimerHandle, TimerService, TscClock};
+pub use irq::{IrqLine, IrqSink, LineModel};
 pub use map::{AddressMap, BusError, MmioDevice, PortDevice};
+pub use save::{RestoreError, SaveRestore};
+pub use stream::{NullStream, StreamDevice, StreamHost, StreamModel};
+pub use timed::{Timed, TimedBinding, TimedGuard, TimedModel};
