@@ -1,1 +1,5 @@
 //! Register models of the emulated chips, one folder a device.
+
+pub mod apic;
+pub mod debug_exit;
+pub mod ioapic;
