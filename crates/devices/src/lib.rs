@@ -3,3 +3,6 @@
 pub mod apic;
 pub mod debug_exit;
 pub mod ioapic;
+#[cfg(test)]
+mod testing;
+pub mod uart;
