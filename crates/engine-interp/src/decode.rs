@@ -1,0 +1,142 @@
+//! From bytes to [`Op`]s.
+
+use crate::op::Op;
+use crate::{Cpu, Trap, exec, simd, system};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use mimeo_arch_x86::cpuid::Vendor;
+use mimeo_arch_x86::{Cr0, Exception, RFlags, Seg};
+
+/// The longest instruction.
+pub(crate) const MAX_LEN: usize = 15;
+
+/// What a group's `lower` made of an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lower {
+    /// Not one of this group's.
+    No,
+    /// The op is complete.
+    Plain,
+    /// The op is complete and must be the last of its block.
+    End,
+}
+
+/// iced's options for a CPU model: where vendors decode differently.
+pub(crate) fn options(cpu: &Cpu) -> u32 {
+    if cpu.model.vendor() == Vendor::Amd {
+        DecoderOptions::AMD
+    } else {
+        DecoderOptions::NONE
+    }
+}
+
+/// Turns a decoded instruction into an op; says whether it ends a block.
+pub(crate) fn lower(cpu: &mut Cpu, i: &Instruction, bits: u32) -> (Op, bool) {
+    let mut op = Op::from_instruction(i, bits);
+    if i.code() == Code::INVALID {
+        return (op, true);
+    }
+    let mut done = exec::lower(i, &mut op, bits);
+    if done == Lower::No {
+        done = system::lower(i, &mut op, bits);
+    }
+    if done == Lower::No {
+        done = simd::lower(cpu, i, &mut op);
+    }
+    let end = match done {
+        Lower::No | Lower::End => true,
+        Lower::Plain => i.flow_control() != FlowControl::Next,
+    };
+    (op, end)
+}
+
+/// Fetches and decodes the one instruction at CS:RIP.
+///
+/// # Errors
+/// The fetch's fault: #PF, #GP(0) for limit, canonical form or more than 15 bytes.
+pub(crate) fn one(cpu: &mut Cpu) -> Result<Op, Trap> {
+    let i = instruction(cpu)?;
+    let bits = cpu.bits;
+    Ok(lower(cpu, &i, bits).0)
+}
+
+/// Bytes of code that the segment's limit leaves at RIP.
+///
+/// # Errors
+/// #GP(0) if there is none.
+pub(crate) fn limit_left(cpu: &Cpu) -> Result<u64, Trap> {
+    if cpu.code64 {
+        return Ok(MAX_LEN as u64);
+    }
+    let limit = u64::from(cpu.state.segment(Seg::Cs).limit);
+    if cpu.state.rip > limit {
+        return Err(Exception::gp(0).into());
+    }
+    Ok(limit - cpu.state.rip + 1)
+}
+
+/// The linear address of CS:RIP.
+#[inline(always)]
+pub(crate) fn code_linear(cpu: &Cpu) -> u64 {
+    if cpu.code64 {
+        cpu.state.rip
+    } else {
+        cpu.state
+            .segment(Seg::Cs)
+            .base
+            .wrapping_add(cpu.state.rip)
+            & 0xffff_ffff
+    }
+}
+
+/// Fetches and decodes the instruction at CS:RIP.
+pub(crate) fn instruction(cpu: &mut Cpu) -> Result<Instruction, Trap> {
+    let left = limit_left(cpu)?.min(MAX_LEN as u64) as usize;
+    let linear = code_linear(cpu);
+    let mut buf = [0u8; MAX_LEN];
+    let first = (4096 - (linear & 0xfff) as usize).min(left);
+    let gpa = cpu.translate_fetch(linear)?;
+    fetch(cpu, gpa, &mut buf[..first]);
+    let options = options(cpu);
+    let i = decode(&buf[..first], cpu.bits, options);
+    let i = match i {
+        Ok(i) => return Ok(i),
+        Err(DecoderError::NoMoreBytes) if first < left => {
+            let mut next = linear.wrapping_add(first as u64);
+            if !cpu.long_mode {
+                next &= 0xffff_ffff;
+            }
+            let gpa = cpu.translate_fetch(next)?;
+            fetch(cpu, gpa, &mut buf[first..left]);
+            decode(&buf[..left], cpu.bits, options)
+        }
+        other => other,
+    };
+    match i {
+        Ok(i) => Ok(i),
+        // More bytes than the limit leaves, or than an instruction may have.
+        Err(DecoderError::NoMoreBytes) => Err(Exception::gp(0).into()),
+        Err(_) => Err(Exception::ud().into()),
+    }
+}
+
+/// Code outside RAM and ROM reads as all ones.
+fn fetch(cpu: &Cpu, gpa: u64, buf: &mut [u8]) {
+    if cpu.memory.read(gpa, buf).is_err() {
+        buf.fill(0xff);
+    }
+}
+
+/// Decodes the first instruction of `bytes`, its address taken as 0.
+pub(crate) fn decode(bytes: &[u8], bits: u32, options: u32) -> Result<Instruction, DecoderError> {
+    let mut decoder = Decoder::new(bits, bytes, options);
+    let i = decoder.decode();
+    match decoder.last_error() {
+        DecoderError::None => Ok(i),
+        e => Err(e),
+    }
+}
+
+/// Whether CS:RIP runs in real or virtual-8086 mode.
+pub(crate) fn real_or_v86(cpu: &Cpu) -> bool {
+    !cpu.state.cr0.contains(Cr0::PE) || cpu.state.rflags.contains(RFlags::VM)
+}
