@@ -4,9 +4,7 @@ use crate::mem::Tlb;
 use crate::{Trap, TrapKind, decode, system};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_arch_x86::paging::PagingContext;
-use mimeo_arch_x86::{
-    Activity, Cr0, Cr4, Efer, Exception, Gpr, RFlags, Seg, X86State,
-};
+use mimeo_arch_x86::{Activity, Cr0, Cr4, Efer, Exception, Gpr, RFlags, Seg, X86State};
 use mimeo_memory::{GuestMemory, PageTracker};
 use mimeo_vcpu::{CpuIo, EngineConfig, EngineError, EventBits, VcpuEvents};
 use std::collections::VecDeque;
@@ -105,7 +103,12 @@ impl Cpu {
         }
         let paging = PagingContext::new(&state, &config.cpu);
         let paging_for = (
-            state.cr0, state.cr3, state.cr4, state.efer, state.pkru, state.pdptr,
+            state.cr0,
+            state.cr3,
+            state.cr4,
+            state.efer,
+            state.pkru,
+            state.pdptr,
         );
         let mut cpu = Self {
             state,

@@ -80,11 +80,7 @@ pub(crate) fn code_linear(cpu: &Cpu) -> u64 {
     if cpu.code64 {
         cpu.state.rip
     } else {
-        cpu.state
-            .segment(Seg::Cs)
-            .base
-            .wrapping_add(cpu.state.rip)
-            & 0xffff_ffff
+        cpu.state.segment(Seg::Cs).base.wrapping_add(cpu.state.rip) & 0xffff_ffff
     }
 }
 

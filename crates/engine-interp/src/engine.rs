@@ -5,8 +5,7 @@ use crate::cpu::Poll;
 use crate::{Cpu, Op, Step, Trap};
 use mimeo_arch_x86::{Activity, Exception, RFlags, X86State};
 use mimeo_vcpu::{
-    CpuIo, Engine, EngineCaps, EngineConfig, EngineError, EventBits, Exit, StopAt, Vcpu,
-    VcpuEvents,
+    CpuIo, Engine, EngineCaps, EngineConfig, EngineError, EventBits, Exit, StopAt, Vcpu, VcpuEvents,
 };
 use std::sync::Arc;
 
@@ -142,11 +141,7 @@ fn after(step: Step) -> Turn {
 
 /// Executes ops in order until the last, a fault, or a reason to leave.
 #[inline(always)]
-fn run_ops<const LONG: bool>(
-    cpu: &mut Cpu,
-    ops: &[Op],
-    io: &mut dyn CpuIo,
-) -> Result<(), Trap> {
+fn run_ops<const LONG: bool>(cpu: &mut Cpu, ops: &[Op], io: &mut dyn CpuIo) -> Result<(), Trap> {
     cpu.leave_block = false;
     let mut rip = cpu.state.rip;
     for op in ops {

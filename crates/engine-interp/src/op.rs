@@ -226,15 +226,9 @@ fn address_size(i: &Instruction, bits: u32) -> u8 {
                     i.memory_displ_size().clamp(2, 8) as u8
                 };
             }
-            OpKind::MemorySegSI
-            | OpKind::MemorySegDI
-            | OpKind::MemoryESDI => return 2,
-            OpKind::MemorySegESI
-            | OpKind::MemorySegEDI
-            | OpKind::MemoryESEDI => return 4,
-            OpKind::MemorySegRSI
-            | OpKind::MemorySegRDI
-            | OpKind::MemoryESRDI => return 8,
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 2,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => return 4,
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return 8,
             _ => {}
         }
     }

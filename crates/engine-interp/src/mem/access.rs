@@ -18,7 +18,7 @@ pub(super) enum Place {
 }
 
 /// One or two pieces of a range, each within a page: place, offset in the page, bytes.
-type Pieces = [Option<(Place, usize, usize)>; 2];
+pub(super) type Pieces = [Option<(Place, usize, usize)>; 2];
 
 impl Cpu {
     /// The effective address of an op's memory operand: the offset in its segment.
@@ -65,12 +65,7 @@ impl Cpu {
     /// # Errors
     /// #GP, #SS, #PF, #AC.
     #[inline(always)]
-    pub fn load<T: Width>(
-        &mut self,
-        seg: u8,
-        offset: u64,
-        io: &mut dyn CpuIo,
-    ) -> Result<T, Trap> {
+    pub fn load<T: Width>(&mut self, seg: u8, offset: u64, io: &mut dyn CpuIo) -> Result<T, Trap> {
         let linear = self.linear(seg, offset, T::BYTES, Access::Read)?;
         self.read(seg, linear, io)
     }
@@ -96,12 +91,7 @@ impl Cpu {
     /// # Errors
     /// #GP, #SS, #PF, #AC.
     #[inline(always)]
-    pub fn read<T: Width>(
-        &mut self,
-        seg: u8,
-        linear: u64,
-        io: &mut dyn CpuIo,
-    ) -> Result<T, Trap> {
+    pub fn read<T: Width>(&mut self, seg: u8, linear: u64, io: &mut dyn CpuIo) -> Result<T, Trap> {
         // The tag of the last byte's page: differs from the entry's for a straddle.
         let last = linear.wrapping_add(T::BYTES as u64 - 1);
         if let Some(e) = self.tlb.entry(linear)
@@ -307,7 +297,7 @@ impl Cpu {
     }
 
     /// Translates a range of at most 4096 bytes, checking everything before anything moves.
-    fn pieces(
+    pub(super) fn pieces(
         &mut self,
         seg: u8,
         linear: u64,
@@ -343,7 +333,7 @@ impl Cpu {
         }
     }
 
-    fn read_pieces(&mut self, pieces: &Pieces, io: &mut dyn CpuIo) -> u64 {
+    pub(super) fn read_pieces(&mut self, pieces: &Pieces, io: &mut dyn CpuIo) -> u64 {
         let mut bytes = [0u8; 8];
         let mut at = 0;
         for &(place, offset, len) in pieces.iter().flatten() {
@@ -366,7 +356,7 @@ impl Cpu {
         u64::from_le_bytes(bytes)
     }
 
-    fn write_pieces(&mut self, pieces: &Pieces, v: u64, io: &mut dyn CpuIo) {
+    pub(super) fn write_pieces(&mut self, pieces: &Pieces, v: u64, io: &mut dyn CpuIo) {
         let bytes = v.to_le_bytes();
         let mut at = 0;
         for &(place, offset, len) in pieces.iter().flatten() {

@@ -1,5 +1,8 @@
 //! The raw access to guest pages. The only unsafe code of the memory side.
-#![expect(unsafe_code, reason = "raw access to guest memory shared with other vCPUs")]
+#![expect(
+    unsafe_code,
+    reason = "raw access to guest memory shared with other vCPUs"
+)]
 
 use super::Width;
 use mimeo_memory::PagePtr;
@@ -136,13 +139,7 @@ fn cas16_at(p: *mut u8, old: u128, new: u128) -> Result<u128, u128> {
     if std::arch::is_x86_feature_detected!("cmpxchg16b") {
         // SAFETY: 16-byte aligned and inside a live page by the caller; the CPU has the instruction.
         let was = unsafe {
-            std::arch::x86_64::cmpxchg16b(
-                p.cast(),
-                old,
-                new,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            )
+            std::arch::x86_64::cmpxchg16b(p.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst)
         };
         return if was == old { Ok(was) } else { Err(was) };
     }
@@ -160,8 +157,7 @@ fn cas16_halves(p: *mut u8, old: u128, new: u128) -> Result<u128, u128> {
     let half = p.cast::<AtomicU64>();
     // SAFETY: 16-byte aligned and inside a live page by the caller.
     let (lo, hi) = unsafe { (&*half, &*half.add(1)) };
-    let was =
-        u128::from(lo.load(Ordering::SeqCst)) | u128::from(hi.load(Ordering::SeqCst)) << 64;
+    let was = u128::from(lo.load(Ordering::SeqCst)) | u128::from(hi.load(Ordering::SeqCst)) << 64;
     if was != old {
         return Err(was);
     }

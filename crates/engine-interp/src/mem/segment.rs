@@ -24,13 +24,7 @@ impl Cpu {
     /// # Errors
     /// #GP(0), or #SS(0) where `seg` is SS.
     #[inline(always)]
-    pub fn linear(
-        &self,
-        seg: u8,
-        offset: u64,
-        size: usize,
-        access: Access,
-    ) -> Result<u64, Trap> {
+    pub fn linear(&self, seg: u8, offset: u64, size: usize, access: Access) -> Result<u64, Trap> {
         if self.code64 {
             return Ok(if seg >= 4 {
                 offset.wrapping_add(self.state.seg[usize::from(seg & 7).min(5)].base)

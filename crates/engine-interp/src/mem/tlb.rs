@@ -150,8 +150,7 @@ impl Tlb {
     pub(super) fn fetch(&self, linear: u64) -> Option<u64> {
         let e = &self.fetch[(linear >> 12) as usize % FETCH_ENTRIES];
         let differs = e.tag ^ ((linear & !0xfff) | (self.key & 0xfff));
-        (differs == 0 || (e.global && differs & !ASN_MASK == 0))
-            .then_some(e.gpa | (linear & 0xfff))
+        (differs == 0 || (e.global && differs & !ASN_MASK == 0)).then_some(e.gpa | (linear & 0xfff))
     }
 
     pub(super) fn fill_fetch(&mut self, linear: u64, gpa: u64, global: bool, shift: u8) {
@@ -187,7 +186,14 @@ impl Tlb {
     }
 
     /// Adds an entry. `ac`: usable by the supervisor only while RFLAGS.AC is set.
-    pub(super) fn fill(&mut self, linear: u64, mut entry: Entry, read: bool, write: bool, ac: bool) {
+    pub(super) fn fill(
+        &mut self,
+        linear: u64,
+        mut entry: Entry,
+        read: bool,
+        write: bool,
+        ac: bool,
+    ) {
         let tag = (linear & !0xfff) | (self.key & 0xfff) | if ac { KEY_AC } else { 0 };
         self.large |= entry.shift > 12;
         self.fills += 1;
@@ -317,11 +323,9 @@ impl Cpu {
         let pcid = self.pcid();
         let number = asn(pcid);
         let mut key = number | u64::from(user) * KEY_USER;
-        let aligned =
-            user && s.cr0.contains(Cr0::AM) && s.rflags.contains(RFlags::AC);
+        let aligned = user && s.cr0.contains(Cr0::AM) && s.rflags.contains(RFlags::AC);
         // DR7: an enabled breakpoint (L or G) whose R/W field is not "execute".
-        let watched = (0..4)
-            .any(|n| s.dr7 >> (2 * n) & 3 != 0 && s.dr7 >> (16 + 4 * n) & 3 != 0);
+        let watched = (0..4).any(|n| s.dr7 >> (2 * n) & 3 != 0 && s.dr7 >> (16 + 4 * n) & 3 != 0);
         if aligned || watched {
             key |= KEY_SLOW;
         }
@@ -330,11 +334,20 @@ impl Cpu {
         let owner = &mut self.tlb.owner[(number >> ASN_SHIFT) as usize];
         if *owner != pcid {
             let old = std::mem::replace(owner, pcid);
-            self.tlb.drop_where(|tag, _, global| tag & ASN_MASK == asn(old) && !global);
+            self.tlb
+                .drop_where(|tag, _, global| tag & ASN_MASK == asn(old) && !global);
         }
         if self.tlb.key != key {
             self.tlb.key = key;
             self.tlb.note(MmuEvent::ModeChange);
         }
+    }
+}
+
+impl Cpu {
+    /// What a fetch's validity depends on besides its linear address and the TLB's generation.
+    #[inline(always)]
+    pub(crate) fn fetch_key(&self) -> u64 {
+        self.tlb.key & 0xfff | u64::from(self.bits) << 12
     }
 }

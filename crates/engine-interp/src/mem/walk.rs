@@ -126,14 +126,7 @@ impl Cpu {
         Place::Memory(host, page)
     }
 
-    fn fill(
-        &mut self,
-        linear: u64,
-        t: &paging::Translation,
-        host: HostPage,
-        page: u32,
-        ram: bool,
-    ) {
+    fn fill(&mut self, linear: u64, t: &paging::Translation, host: HostPage, page: u32, ram: bool) {
         let may = |kind| {
             let access = paging::Access {
                 kind,
@@ -170,11 +163,7 @@ impl Cpu {
     ///
     /// # Errors
     /// #GP(0) where it is not canonical, #PF.
-    pub fn read_system<T: Width>(
-        &mut self,
-        linear: u64,
-        io: &mut dyn CpuIo,
-    ) -> Result<T, Trap> {
+    pub fn read_system<T: Width>(&mut self, linear: u64, io: &mut dyn CpuIo) -> Result<T, Trap> {
         self.as_system(|cpu| cpu.read(super::SYSTEM, linear, io))
     }
 
