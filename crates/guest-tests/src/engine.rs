@@ -1,0 +1,162 @@
+//! The ways of running an image: commands that put the guest's serial output on standard output
+//! and say by their exit status how the machine ended.
+
+use crate::image::Image;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The exit status after the guest wrote 0x10 to the debug-exit port: `(0x10 << 1) | 1`.
+pub const FINISHED: i32 = 0x21;
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest said so through the debug-exit port.
+    Finished,
+    /// A triple fault.
+    TripleFault,
+    /// Neither within the time allowed.
+    Timeout,
+    /// Anything else: the command's exit status.
+    Other(String),
+}
+
+/// What a run gave.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The guest's serial output.
+    pub serial: String,
+    /// What the monitor said on standard error.
+    pub said: String,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// A way of running guests.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Its name, as in the test names.
+    pub name: &'static str,
+    /// The command with its fixed arguments.
+    pub command: Vec<OsString>,
+    /// Its exit status at a triple fault.
+    pub triple_fault: i32,
+    /// Whether a case may say that the CPU lacks what it needs. Mimeo's model has it all.
+    pub may_skip: bool,
+    /// What goes before the number of CPUs.
+    pub cpus_flag: &'static str,
+    /// What goes before the command line.
+    pub append_flag: &'static str,
+}
+
+/// CPU model for Mimeo: the default and what it keeps off by default.
+const MIMEO_CPU: &str = "x86-64-v3,+pku,+la57";
+
+impl Engine {
+    /// `kvm-run`, our own monitor over /dev/kvm.
+    #[must_use]
+    pub fn kvm(binary: PathBuf) -> Self {
+        Self {
+            name: "kvm",
+            command: vec![binary.into()],
+            triple_fault: crate::kvm::STATUS_TRIPLE_FAULT,
+            may_skip: true,
+            cpus_flag: "--cpus",
+            append_flag: "--append",
+        }
+    }
+
+    /// `mimeo run` with one of its engines.
+    #[must_use]
+    pub fn mimeo(binary: PathBuf, name: &'static str) -> Self {
+        let fixed = "run --machine microvm -m 64M --serial stdio --device debug-exit \
+            --device testdev --on-triple-fault exit --cpu";
+        let mut command: Vec<OsString> = vec![binary.into()];
+        command.extend(fixed.split_whitespace().map(OsString::from));
+        command.extend([MIMEO_CPU, "--engine", name].map(OsString::from));
+        Self {
+            name,
+            command,
+            triple_fault: 3,
+            may_skip: false,
+            cpus_flag: "--cpus",
+            append_flag: "--append",
+        }
+    }
+
+    /// QEMU's TCG, for comparison. It has no status of its own for a triple fault: without reboot
+    /// it ends with 0.
+    #[must_use]
+    pub fn qemu() -> Self {
+        let fixed = "qemu-system-x86_64 -accel tcg -cpu max -m 64M -nodefaults -display none \
+            -serial stdio -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=4 -device pc-testdev";
+        Self {
+            name: "qemu",
+            command: fixed.split_whitespace().map(OsString::from).collect(),
+            triple_fault: 0,
+            may_skip: true,
+            cpus_flag: "-smp",
+            append_flag: "-append",
+        }
+    }
+
+    /// Runs an image with a command line until it ends, at most `limit`.
+    ///
+    /// # Errors
+    /// If the command cannot be started or waited for.
+    pub fn run(&self, image: &Image, line: &str, limit: Duration) -> std::io::Result<Outcome> {
+        let long = if self.name == "qemu" { "-" } else { "--" };
+        let mut child = Command::new(&self.command[0])
+            .args(&self.command[1..])
+            .arg(format!("{long}kernel"))
+            .arg(&image.path)
+            .arg(self.append_flag)
+            .arg(line)
+            .arg(self.cpus_flag)
+            .arg(image.cpus.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stdout = drain(child.stdout.take());
+        let stderr = drain(child.stderr.take());
+        let start = Instant::now();
+        let mut late = false;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                late = true;
+                child.kill()?;
+                break child.wait()?;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let ending = match status.code() {
+            _ if late => Ending::Timeout,
+            Some(FINISHED) => Ending::Finished,
+            Some(code) if code == self.triple_fault => Ending::TripleFault,
+            _ => Ending::Other(status.to_string()),
+        };
+        Ok(Outcome {
+            serial: stdout.join().unwrap_or_default(),
+            said: stderr.join().unwrap_or_default(),
+            ending,
+        })
+    }
+}
+
+/// Reads a pipe to its end beside the wait, so that the child never blocks on it.
+fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read before an error still tells what happened.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
