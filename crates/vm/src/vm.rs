@@ -84,7 +84,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates the vCPUs and loads the payload; no instruction runs yet.
+    /// Creates the vCPUs and their threads and loads the payload; no instruction runs yet, and no
+    /// thread is started later (so the process can be jailed between this and [`Self::start`]).
     ///
     /// # Errors
     /// [`VmError`] where the engine, the payload or the host refuses.
@@ -106,6 +107,8 @@ impl Vm {
             on_reset,
         };
         vm.load()?;
+        vm.machine.board.set_paused(true);
+        vm.spawn()?;
         Ok(vm)
     }
 
@@ -147,32 +150,39 @@ impl Vm {
         Ok(())
     }
 
-    /// Starts the vCPU threads.
+    /// Lets the vCPUs run.
     ///
     /// # Errors
-    /// [`VmError::Life`] unless the VM is new, [`VmError::Thread`] where the host refuses.
+    /// [`VmError::Life`] unless the VM is new.
     pub fn start(&mut self) -> Result<(), VmError> {
         self.move_on(Command::Start)?;
+        self.machine.board.set_paused(false);
+        self.gate.open();
+        Ok(())
+    }
+
+    fn spawn(&mut self) -> Result<(), VmError> {
         for index in 0..self.vcpus.len() {
-            let thread = self.cpu_thread(index);
+            let thread = self.cpu_thread(index)?;
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || thread.main())
                 .map_err(VmError::Thread)?;
             self.threads.push(thread);
         }
-        self.machine.board.set_paused(false);
-        self.gate.open();
         Ok(())
     }
 
-    fn cpu_thread(&self, index: usize) -> CpuThread {
+    fn cpu_thread(&self, index: usize) -> Result<CpuThread, VmError> {
         let (inbox, signals) = (self.inbox.clone(), self.machine.signals.clone());
-        CpuThread {
+        let io = self.machine.board.io(index as u32).ok_or_else(|| {
+            EngineError::Internal(format!("the board has no place for vCPU {index}"))
+        })?;
+        Ok(CpuThread {
             index: index as u32,
             vcpu: self.vcpus[index].clone(),
             events: self.machine.events[index].clone(),
-            io: self.machine.board.io(index as u32),
+            io,
             gate: self.gate.clone(),
             model: self.machine.cpu.clone(),
             memory: self.machine.memory.clone(),
@@ -180,7 +190,7 @@ impl Vm {
                 lock(&inbox.reports).push_back(r);
                 signals.nudge();
             }),
-        }
+        })
     }
 
     /// Stops time and all vCPUs at instruction boundaries.
