@@ -38,7 +38,7 @@ fn place(msr: u32) -> Option<Place> {
     Some(match msr {
         i::IA32_MTRR_PHYSBASE0..=i::IA32_MTRR_PHYSMASK7 => {
             let n = (msr - i::IA32_MTRR_PHYSBASE0) as usize;
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 Place::Base(n / 2)
             } else {
                 Place::Mask(n / 2)
@@ -90,7 +90,7 @@ fn mtrr_is_valid(msr: u32, value: u64, physical_bits: u32) -> bool {
         i::IA32_MTRR_DEF_TYPE => value & !0xcff == 0 && is_type(value & 0xff),
         i::IA32_MTRR_PHYSBASE0..=i::IA32_MTRR_PHYSMASK7 => {
             let address = ((1u64 << physical_bits) - 1) & !0xfff;
-            if msr % 2 == 0 {
+            if msr.is_multiple_of(2) {
                 value & !(address | 0xff) == 0 && is_type(value & 0xff)
             } else {
                 value & !(address | 1 << 11) == 0
