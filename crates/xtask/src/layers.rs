@@ -23,6 +23,7 @@ pub const LAYERS: &[(&str, &[&str])] = &[
             "mimeo-net",
             "mimeo-jail",
             "mimeo-replay",
+            "mimeo-share",
         ],
     ),
     ("compose", &["mimeo-boot", "mimeo-image", "mimeo-machines"]),
