@@ -262,14 +262,14 @@ mod tests {
         let segment = code.segment(8);
         assert_eq!(segment.attr, 0xc09b);
         assert!(segment.db() && !segment.long() && segment.dpl() == 0);
-        let data = Descriptor(0x12_40_f2_345678_9abc);
+        let data = Descriptor(0x1240_f234_5678_9abc);
         assert!(data.is_writable() && data.is_readable() && data.dpl() == 3);
         assert_eq!((data.base(), data.limit()), (0x1234_5678, 0x9abc));
     }
 
     #[test]
     fn system_descriptors() {
-        let tss = Descriptor(0x12_00_8b_345678_0067);
+        let tss = Descriptor(0x1200_8b34_5678_0067);
         assert!(tss.is_system() && tss.kind() == system_type::TSS_BUSY);
         let s = tss.system_segment(0x40, 0xffff_8000);
         assert_eq!((s.base, s.limit), (0xffff_8000_1234_5678, 0x67));

@@ -4,10 +4,12 @@
 //! No engine, no device, no host: everything here is plain data and pure functions.
 
 pub mod canonical;
+pub mod control;
 pub mod cpuid;
 pub mod descriptor;
 pub mod exception;
 pub mod flags;
+pub mod msr;
 pub mod paging;
 pub mod regs;
 pub mod selector;

@@ -97,5 +97,7 @@ bitflags::bitflags! {
         const SVME = 1 << 12;
         /// Fast FXSAVE (AMD).
         const FFXSR = 1 << 14;
+        /// Automatic IBRS enable (AMD).
+        const AIBRSE = 1 << 21;
     }
 }

@@ -3,6 +3,12 @@
 //! Every engine can load a vCPU from an [`X86State`] and give one back at any instruction
 //! boundary; snapshots, migration, engine switches and lockstep comparison all use this type.
 
+mod check;
+mod diff;
+
+pub use check::StateError;
+pub use diff::{Difference, diff};
+
 use crate::{Cr0, Cr4, Efer, Exception, RFlags};
 use serde::{Deserialize, Serialize};
 
@@ -362,6 +368,23 @@ impl X86State {
             nmi_pending: false,
             pending_exception: None,
             monitor: None,
+        }
+    }
+
+    /// The state after INIT (SDM vol. 3, table 11-1): x87, SSE and AVX registers, XCR0, PKRU, MSRs
+    /// and CR0.CD and CR0.NW are kept, the rest is as after RESET. `edx` is CPUID.1:EAX. What the
+    /// CPU does next (run, or wait for a SIPI) is the caller's to say.
+    #[must_use]
+    pub fn init(&self, edx: u32) -> Self {
+        let kept = Cr0::CD | Cr0::NW;
+        let reset = Self::reset(edx);
+        Self {
+            cr0: (reset.cr0 - kept) | (self.cr0 & kept),
+            fp: self.fp.clone(),
+            msr: self.msr.clone(),
+            xcr0: self.xcr0,
+            pkru: self.pkru,
+            ..reset
         }
     }
 

@@ -4,6 +4,7 @@
 //! that its boot protocol wants and gives the boot processor's registers. A board says what the
 //! machine looks like ([`MemoryMap`], [`BootOptions`]).
 
+pub mod acpi;
 mod bzimage;
 mod cpu;
 mod elf;

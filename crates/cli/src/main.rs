@@ -1,3 +1,27 @@
 //! The `mimeo` command.
 
-fn main() {}
+mod args;
+mod interim;
+mod payload;
+mod run;
+mod status;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Clap ends the process with status 2 on a usage error.
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Manifest(args) => run::manifest(&args),
+    };
+    match result {
+        Ok(status) => status.into(),
+        Err(failure) => {
+            eprintln!("mimeo: {failure}");
+            failure.status().into()
+        }
+    }
+}

@@ -231,19 +231,10 @@ impl CpuModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpuid::{FeatureSet, HostCpu};
+    use crate::cpuid::HostCpu;
 
     fn model(vendor: Vendor, spec: &str) -> CpuModel {
-        let host = HostCpu {
-            vendor,
-            signature: 0x806f8,
-            brand: "Test CPU".into(),
-            features: FeatureSet::of(Feature::ALL),
-            physical_bits: 46,
-            fdp_excptn_only: true,
-            zero_fcs_fds: false,
-        };
-        let (mut model, _) = CpuModel::build(spec, &host).unwrap();
+        let mut model = crate::cpuid::tests::model(vendor, spec);
         model.set_tsc_khz(2_000_123);
         model
     }

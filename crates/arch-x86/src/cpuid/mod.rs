@@ -21,3 +21,30 @@ pub use host::HostCpu;
 pub use leaves::CpuidContext;
 pub use model::{APIC_TIMER_HZ, CpuModel, Vendor, xcr0};
 pub use spec::CpuModelError;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A model for tests, on a host that has everything.
+    pub(crate) fn model(vendor: Vendor, spec: &str) -> CpuModel {
+        let host = HostCpu {
+            vendor,
+            signature: 0x806f8,
+            brand: "Test CPU".into(),
+            features: FeatureSet::of(Feature::ALL),
+            physical_bits: 46,
+            fdp_excptn_only: true,
+            zero_fcs_fds: false,
+        };
+        CpuModel::build(spec, &host).unwrap().0
+    }
+
+    pub(crate) fn intel(spec: &str) -> CpuModel {
+        model(Vendor::Intel, spec)
+    }
+
+    pub(crate) fn amd(spec: &str) -> CpuModel {
+        model(Vendor::Amd, spec)
+    }
+}

@@ -6,8 +6,10 @@
 //! take on the wire (a character has left as soon as the host takes it; the divisor sets the
 //! character timeout only), DMA mode's pins, and line noise (errors arise in loopback only).
 //!
-//! Input waits at the host until there is room, so that none is lost; output that the host refuses
-//! stays in the transmit FIFO, and THRE stays clear.
+//! The other end honours RTS (TIA-232 flow control) and never overruns: input waits at the host
+//! until the guest asserts RTS and there is room, so that nothing typed or piped before the guest's
+//! driver is ready is lost in its probing. Output that the host refuses stays in the transmit FIFO,
+//! and THRE stays clear.
 //!
 //! Locks: this device's, then the interrupt controller's or the host side's.
 
@@ -398,6 +400,9 @@ impl Uart16550 {
             4 => {
                 self.s.mcr = value & 0x1f;
                 self.update_modem();
+                if self.s.mcr & (mcr::LOOP | mcr::RTS) == mcr::RTS {
+                    self.input_wanted();
+                }
             }
             7 => self.s.scratch = value,
             // LSR and MSR are for factory tests.
@@ -409,11 +414,11 @@ impl Uart16550 {
 
 impl StreamModel for Uart16550 {
     fn input(&mut self, bytes: &[u8]) -> usize {
-        // In loopback the receiver is cut off from its pin.
-        let room = if self.s.mcr & mcr::LOOP != 0 {
-            0
-        } else {
+        // In loopback the receiver is cut off from its pin and RTS is inactive.
+        let room = if self.s.mcr & (mcr::LOOP | mcr::RTS) == mcr::RTS {
             self.depth().saturating_sub(self.s.received.len())
+        } else {
+            0
         };
         let n = room.min(bytes.len());
         for &b in &bytes[..n] {

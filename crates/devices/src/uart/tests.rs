@@ -147,10 +147,16 @@ fn input_waits_for_room() {
     assert_eq!(*host.wanted.lock().unwrap(), 0);
     assert_eq!(u.read(0), b'a');
     assert_eq!(*host.wanted.lock().unwrap(), 1);
+    u.write(4, 0x09);
+    assert_eq!(u.input(b"c"), 0, "RTS is not asserted");
+    u.write(4, 0x1b);
+    assert_eq!((u.input(b"c"), *host.wanted.lock().unwrap()), (0, 1));
+    u.write(4, 0x0b);
+    assert_eq!(*host.wanted.lock().unwrap(), 2);
     u.write(2, 1);
     assert_eq!(u.input(&[7; 20]), 16);
     u.write(2, 3);
-    assert_eq!(*host.wanted.lock().unwrap(), 2);
+    assert_eq!(*host.wanted.lock().unwrap(), 3);
     assert_eq!(u.read(5) & 0x83, 0);
 }
 

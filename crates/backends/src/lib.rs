@@ -1,0 +1,12 @@
+//! The host's side of devices: timers, terminals, files.
+//!
+//! A device knows a trait of `mimeo-bus`; what stands behind it on the host is here. Host threads
+//! of this crate call devices without holding a lock of their own.
+
+mod stream;
+mod timers;
+
+pub use stream::{
+    EscapeCommand, FileStream, MemoryStream, Stdio, StdioHooks, StreamError, restore_terminal,
+};
+pub use timers::{HostTimers, ManualTimers};

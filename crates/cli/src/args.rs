@@ -1,0 +1,211 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use mimeo_machines::spec::{BoardKind, EngineKind, OnTripleFault, OptionalDevice, parse_size};
+use std::path::PathBuf;
+
+/// Boots unmodified operating systems in an ordinary process, with or without /dev/kvm.
+#[derive(Debug, Parser)]
+#[command(name = "mimeo", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a machine and stay with it until it ends.
+    #[command(after_long_help = RUN_HELP)]
+    Run(Box<RunArgs>),
+    /// Print the machine that the flags describe: address map, ports, interrupt lines.
+    Manifest(Box<MachineArgs>),
+}
+
+const RUN_HELP: &str = "\
+Examples:
+  mimeo run debian
+      Debian's stock kernel to a shell prompt, downloaded and cached on first use.
+  echo 'uname -a; poweroff -f' | mimeo run debian
+      The same with commands from a pipe.
+  mimeo run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0 root=/dev/vda1'
+      Any kernel: bzImage, ELF vmlinux (PVH or plain), Multiboot 1. The kind is seen in the file.
+  mimeo run --kernel test.elf --device debug-exit --device testdev --timeout 30
+      A bare-metal test program that ends through port 0xf4.
+  mimeo run debian -m 1G --cpus 4 --cpu x86-64-v2,+sha
+      More memory, more CPUs, another CPU model.
+
+Keys: Ctrl-A x ends the machine, Ctrl-A h shows help, Ctrl-A Ctrl-A sends Ctrl-A.
+
+Exit status:
+  0     the guest powered itself off
+  2     a flag or a file cannot be used; nothing was started
+  4     the host or the monitor failed
+  6     the guest asked for a reset and --no-reboot was given
+  8     triple fault (with --on-triple-fault exit)
+  10    ended from the keyboard (Ctrl-A x)
+  124   the --timeout passed
+  odd   (v << 1) | 1: the guest wrote v to the debug-exit device
+A signal that ends mimeo ends it as that signal.";
+
+/// The machine itself.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// Memory: a number with M or G.
+    #[arg(short = 'm', long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    pub memory: u64,
+    /// Number of CPUs, each a thread of the host.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// CPU model with features to add and remove: x86-64-v2, x86-64-v3 or host.
+    #[arg(long, value_name = "MODEL[,+F][,-F]", default_value = "x86-64-v3")]
+    pub cpu: String,
+    /// Board.
+    #[arg(long, value_name = "NAME", default_value_t = BoardKind::Microvm)]
+    pub machine: BoardKind,
+    /// What executes the guest: interp (interpreter), bt (binary translator) or auto.
+    #[arg(long, value_name = "NAME", default_value_t = EngineKind::Auto)]
+    pub engine: EngineKind,
+    /// Add a device: debug-exit (QEMU's isa-debug-exit, port 0xf4) or testdev (QEMU's pc-testdev).
+    #[arg(long = "device", value_name = "NAME")]
+    pub devices: Vec<OptionalDevice>,
+    /// What a triple fault does: exit (report it and end) or reset (as a PC does).
+    #[arg(long, value_name = "WHAT", default_value_t = OnTripleFault::Exit)]
+    pub on_triple_fault: OnTripleFault,
+}
+
+/// Everything that `mimeo run` takes.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// A named guest: `debian`.
+    #[arg(value_name = "GUEST", required_unless_present = "kernel")]
+    pub guest: Option<String>,
+    /// Kernel to boot; its kind is recognised from its bytes.
+    #[arg(long, value_name = "FILE", conflicts_with = "guest")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk or module; several are joined (Linux) or passed one by one (Multiboot).
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Vec<PathBuf>,
+    /// Kernel command line; for a named guest, words to add to its own.
+    #[arg(
+        long,
+        value_name = "STRING",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Where the first serial port leads: stdio, file:PATH or none.
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub serial: SerialTarget,
+    /// End the machine after this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<std::time::Duration>,
+    /// End instead of starting again when the guest reboots.
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Run without seccomp and Landlock (for debugging mimeo itself).
+    #[arg(long)]
+    pub no_jail: bool,
+    /// Print counters of the engine when the machine has ended.
+    #[arg(long)]
+    pub stats: bool,
+}
+
+/// Where a serial port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialTarget {
+    /// The terminal, or whatever standard input and output are.
+    Stdio,
+    /// Output into a file; no input.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+impl std::str::FromStr for SerialTarget {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match (s, s.strip_prefix("file:")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("none", _) => Ok(Self::None),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err(format!(
+                "a serial port cannot lead to `{s}`: use stdio, file:PATH or none"
+            )),
+        }
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|e| e.to_string())
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let error = || format!("`{text}` is not a number of seconds, such as 30 or 0.5");
+    let s: f64 = text.parse().map_err(|_| error())?;
+    std::time::Duration::try_from_secs_f64(s).map_err(|_| error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<RunArgs, clap::Error> {
+        let all = ["mimeo", "run"].iter().chain(args);
+        Cli::try_parse_from(all).map(|cli| match cli.command {
+            Command::Run(run) => *run,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let a = parse(&[
+            "--kernel",
+            "k",
+            "--initrd",
+            "a",
+            "--initrd",
+            "b",
+            "--append",
+            "-x y",
+            "-m",
+            "1G",
+            "--cpus",
+            "4",
+            "--serial",
+            "file:log",
+            "--device",
+            "testdev",
+            "--timeout",
+            "1.5",
+        ])
+        .unwrap();
+        assert_eq!(a.initrd.len(), 2);
+        assert_eq!(a.append, "-x y");
+        assert_eq!((a.machine.memory, a.machine.cpus), (1 << 30, 4));
+        assert_eq!(a.serial, SerialTarget::File("log".into()));
+        assert_eq!(a.machine.devices, [OptionalDevice::Testdev]);
+        assert_eq!(a.timeout.unwrap().as_millis(), 1500);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["debian", "--kernel", "k"]).is_err());
+        assert!(parse(&["debian", "-m", "nonsense"]).is_err());
+        assert!(parse(&["debian", "--timeout", "-1"]).is_err());
+        assert!(parse(&["debian", "--serial", "file:"]).is_err());
+        assert!(parse(&["debian", "--engine", "warp"]).is_err());
+    }
+}

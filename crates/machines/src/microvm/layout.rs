@@ -1,0 +1,76 @@
+//! Where everything is on the `microvm` board: the same places as on a PC, so that stock kernels
+//! find them (docs/reference/microvm.md).
+
+use mimeo_memory::{RegionKind, RegionSpec};
+
+/// RAM below 4 GB ends here at the latest; above lie PCI windows, interrupt controllers and (on
+/// other boards) firmware.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// RAM that does not fit below the hole goes on here.
+pub const HIGH_RAM: u64 = 1 << 32;
+
+/// The I/O APIC's registers (82093AA's place on a PC).
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Bytes that the I/O APIC answers in.
+pub const IOAPIC_LEN: u64 = 0x1000;
+/// The test device's memory (QEMU's pc-testdev).
+pub const TESTDEV_MMIO: u64 = 0xff00_0000;
+
+/// The first serial port.
+pub const COM1: u16 = 0x3f8;
+/// QEMU's isa-debug-exit, where test kernels expect it.
+pub const DEBUG_EXIT: u16 = 0xf4;
+
+/// ISA interrupt lines.
+pub mod isa_line {
+    /// The 8254's counter 0.
+    pub const PIT: u8 = 0;
+    /// The first serial port.
+    pub const COM1: u8 = 4;
+    /// The real-time clock.
+    pub const RTC: u8 = 8;
+    /// ACPI's system control interrupt.
+    pub const SCI: u8 = 9;
+}
+
+/// The global system interrupt of an ISA line: line for line, but the 8254 is wired to pin 2 of the
+/// I/O APIC, where a PC has it (MADT's interrupt source override says so).
+#[must_use]
+pub const fn gsi(isa: u8) -> u32 {
+    if isa == isa_line::PIT { 2 } else { isa as u32 }
+}
+
+/// RAM of `bytes`, below and above the hole.
+#[must_use]
+pub fn ram(bytes: u64) -> Vec<RegionSpec> {
+    let region = |gpa, len| RegionSpec {
+        gpa,
+        len,
+        kind: RegionKind::Ram,
+    };
+    let low = bytes.min(LOW_RAM_END);
+    let mut regions = vec![region(0, low)];
+    if bytes > low {
+        regions.push(region(HIGH_RAM, bytes - low));
+    }
+    regions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        let lens =
+            |bytes| -> Vec<(u64, u64)> { ram(bytes).iter().map(|r| (r.gpa, r.len)).collect() };
+        assert_eq!(lens(256 << 20), [(0, 256 << 20)]);
+        assert_eq!(lens(LOW_RAM_END), [(0, LOW_RAM_END)]);
+        assert_eq!(lens(4 << 30), [(0, LOW_RAM_END), (HIGH_RAM, 1 << 30)]);
+    }
+
+    #[test]
+    fn the_timer_is_on_pin_2() {
+        assert_eq!((gsi(0), gsi(4), gsi(9)), (2, 4, 9));
+    }
+}
