@@ -1,0 +1,52 @@
+#!/bin/busybox sh
+# The quickstart image's first process: mounts, terminal, one shell; when it ends, power off.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+/bin/busybox mount -t proc -o nosuid,nodev,noexec proc /proc
+/bin/busybox --install -s
+mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
+mount -t devtmpfs -o nosuid,mode=755 devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o nosuid,noexec,gid=5,mode=620 devpts /dev/pts
+mount -t tmpfs -o nosuid,nodev shm /dev/shm
+mount -t tmpfs -o nosuid,nodev tmpfs /run
+mount -t tmpfs -o nosuid,nodev tmpfs /tmp
+ln -sf /proc/self/fd /dev/fd
+ln -sf /proc/mounts /etc/mtab
+
+# Kernel parameters: mimeo.term=, mimeo.cols=, mimeo.rows=, mimeo.hostname=, mimeo.modules=a,b
+TERM=vt100 COLS= ROWS= HOST=debian MODULES=
+for word in $(cat /proc/cmdline); do
+	case $word in
+	mimeo.term=*) TERM=${word#*=} ;;
+	mimeo.cols=*) COLS=${word#*=} ;;
+	mimeo.rows=*) ROWS=${word#*=} ;;
+	mimeo.hostname=*) HOST=${word#*=} ;;
+	mimeo.modules=*) MODULES=$(echo "${word#*=}" | tr , ' ') ;;
+	esac
+done
+hostname "$HOST"
+ip link set lo up 2>/dev/null
+for module in $MODULES; do modprobe -q "$module"; done
+
+tty=/dev/$(sed 's/.* //' /sys/class/tty/console/active)
+[ -c "$tty" ] || tty=/dev/console
+[ -n "$COLS" ] && stty cols "$COLS" <"$tty"
+[ -n "$ROWS" ] && stty rows "$ROWS" <"$tty"
+
+# `poweroff`, `halt` and `reboot` without -f send these to process 1.
+end() {
+	trap '' USR1 USR2 TERM
+	sync
+	umount -a -r 2>/dev/null
+	"$1" -f
+}
+trap 'end halt' USR1
+trap 'end poweroff' USR2
+trap 'end reboot' TERM
+
+export TERM HOME=/root ENV=/etc/profile PS1='\u@\h:\w\$ '
+cd /root
+setsid -c sh -l <"$tty" >"$tty" 2>&1 &
+shell=$!
+while kill -0 "$shell" 2>/dev/null; do wait "$shell"; done
+end poweroff
