@@ -40,6 +40,12 @@ pub trait Pump {
     /// `Err(())` when the VM is to end here.
     #[expect(clippy::result_unit_err, reason = "the only way to end is to end")]
     fn pump(&mut self, now: Nanos) -> Result<Option<Nanos>, ()>;
+
+    /// Every vCPU waits and no timer is armed: waits for something from outside (input, a request to
+    /// end) and says whether there will be any. `false` ends the run as a deadlock.
+    fn idle(&mut self) -> bool {
+        false
+    }
 }
 
 /// A vCPU and its machine.
@@ -85,6 +91,9 @@ pub fn record(
     pump: &mut dyn Pump,
 ) -> Ended {
     let mut halted = vec![false; cpus.len()];
+    let states: Vec<_> = cpus.iter().map(|c| c.vcpu.save()).collect();
+    let hash = state_hash(states.iter(), memory);
+    log.push(&Entry::Begin { hash });
     loop {
         let mut seen: Vec<_> = events.iter().map(|e| e.pending()).collect();
         let now = clock.now();
@@ -101,6 +110,9 @@ pub fn record(
         let idle = |i: usize, halted: &[bool]| halted[i] && !events[i].pending().any(WAKE);
         if (0..cpus.len()).all(|i| idle(i, &halted)) {
             let Some(deadline) = deadline else {
+                if pump.idle() {
+                    continue;
+                }
                 return Ended::Deadlock;
             };
             clock.advance_to(deadline.max(now + 1));
@@ -117,24 +129,37 @@ pub fn record(
             }
             let start = cpus[i].vcpu.retired();
             let until = start + length;
-            log.push(&Entry::Run {
-                cpu: u32::try_from(i).unwrap_or(u32::MAX),
-                until,
-            });
+            log.begin_slice();
             let cpu = &mut cpus[i];
             let mut io = Recorder::new(cpu.io, log, clock, events, start);
             let stop = StopAt {
                 retired: Some(until),
             };
-            match cpu.vcpu.run(stop, &mut io) {
-                Ok(Exit::TripleFault) => return Ended::TripleFault { cpu: i },
-                Ok(exit) => halted[i] = exit == Exit::Halted,
+            let exit = cpu.vcpu.run(stop, &mut io);
+            let retired = cpu.vcpu.retired();
+            let mut limit = until;
+            match exit {
+                Ok(exit) => {
+                    halted[i] = exit == Exit::Halted;
+                    if exit == Exit::Stopped {
+                        // Nobody raises STOP in a replay: there this is where the slice ends.
+                        limit = retired;
+                    }
+                }
                 Err(error) => return Ended::Engine(error),
             }
-            log.push(&Entry::Ran {
-                retired: cpu.vcpu.retired(),
-                halted: halted[i],
-            });
+            let cpu = u32::try_from(i).unwrap_or(u32::MAX);
+            let halted = halted[i];
+            log.end_slice(
+                &Entry::Run { cpu, until: limit },
+                &Entry::Ran { retired, halted },
+            );
+            if matches!(exit, Ok(Exit::TripleFault)) {
+                return match log.check() {
+                    Ok(()) => Ended::TripleFault { cpu: i },
+                    Err(error) => Ended::Log(error),
+                };
+            }
         }
         clock.advance_to(now + (length << NANOS_PER_INSTRUCTION_SHIFT));
         log.push(&Entry::Time(clock.now()));
@@ -166,6 +191,12 @@ fn replay_inner(
         match &entry {
             Entry::Dma { .. } => apply_dma(memory, &entry),
             Entry::Time(_) => {}
+            &Entry::Begin { hash } => {
+                let states: Vec<_> = cpus.iter().map(|c| c.save()).collect();
+                if state_hash(states.iter(), memory) != hash {
+                    return Err(LogError::OtherMachine);
+                }
+            }
             &Entry::Events { cpu, bits } => {
                 if let Some(events) = events.get(cpu as usize) {
                     set_events(events, bits);

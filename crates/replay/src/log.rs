@@ -11,6 +11,11 @@ const MAX_FRAME: u32 = 8192;
 /// One thing that happened, in order. `cpu` is the vCPU that was running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
+    /// The beginning: the hash of all CPU states and of guest memory before the first instruction.
+    Begin {
+        /// See [`crate::state_hash`].
+        hash: u64,
+    },
     /// vCPU `cpu` runs from here on, until its count of retired instructions is `until` or it stops
     /// earlier (HLT, a stop).
     Run {
@@ -131,6 +136,11 @@ pub enum LogError {
     /// Damaged.
     #[error("the replay log is damaged or truncated at byte {0}")]
     Damaged(u64),
+    /// The machine is not the recorded one.
+    #[error(
+        "the recording began with another machine: give the same flags and files as for --record"
+    )]
+    OtherMachine,
     /// The run left the recording.
     #[error("the run differs from the recording at entry {entry}: recorded {recorded}, now {now}")]
     Diverged {

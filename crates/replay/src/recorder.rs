@@ -3,25 +3,64 @@
 use crate::{Entry, LogError, LogWriter, VirtualClock};
 use mimeo_memory::{DeviceWriteObserver, GuestMemory};
 use mimeo_vcpu::{CpuIo, EventBits, MsrError, VcpuEvents};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A log that several writers share. The first failure sticks and is given by [`Self::check`].
 #[derive(Debug, Clone)]
-pub struct SharedLog(Arc<Mutex<(LogWriter, Option<LogError>)>>);
+pub struct SharedLog(Arc<Mutex<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    writer: LogWriter,
+    failure: Option<LogError>,
+    /// The entries of a slice whose end is not known yet.
+    slice: Option<Vec<Entry>>,
+}
+
+impl Shared {
+    fn write(&mut self, entry: &Entry) {
+        if self.failure.is_none() {
+            self.failure = self.writer.push(entry).err();
+        }
+    }
+}
 
 impl SharedLog {
     /// Shares a writer.
     #[must_use]
     pub fn new(writer: LogWriter) -> Self {
-        Self(Arc::new(Mutex::new((writer, None))))
+        Self(Arc::new(Mutex::new(Shared {
+            writer,
+            failure: None,
+            slice: None,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends an entry.
     pub fn push(&self, entry: &Entry) {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if log.1.is_none() {
-            log.1 = log.0.push(entry).err();
+        let mut log = self.lock();
+        match &mut log.slice {
+            Some(slice) => slice.push(entry.clone()),
+            None => log.write(entry),
         }
+    }
+
+    /// Holds back what follows until [`Self::end_slice`]: where a slice ends is only known then.
+    pub(crate) fn begin_slice(&self) {
+        self.lock().slice = Some(Vec::new());
+    }
+
+    /// Writes `run`, then what was held back, then `ran`.
+    pub(crate) fn end_slice(&self, run: &Entry, ran: &Entry) {
+        let mut log = self.lock();
+        let slice = log.slice.take().unwrap_or_default();
+        log.write(run);
+        slice.iter().for_each(|entry| log.write(entry));
+        log.write(ran);
     }
 
     /// Flushes, and gives the first error if any write failed.
@@ -29,10 +68,10 @@ impl SharedLog {
     /// # Errors
     /// The first failure since the last call.
     pub fn check(&self) -> Result<(), LogError> {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match log.1.take() {
+        let mut log = self.lock();
+        match log.failure.take() {
             Some(error) => Err(error),
-            None => log.0.finish(),
+            None => log.writer.finish(),
         }
     }
 }
