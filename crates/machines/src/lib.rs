@@ -12,6 +12,7 @@ pub mod signals;
 pub mod spec;
 pub mod time;
 pub mod tsc;
+pub mod virtual_time;
 
 pub use signals::{MachineEvent, Signals};
 pub use spec::MachineSpec;

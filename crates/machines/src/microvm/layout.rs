@@ -13,11 +13,25 @@ pub const HIGH_RAM: u64 = 1 << 32;
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Bytes that the I/O APIC answers in.
 pub const IOAPIC_LEN: u64 = 0x1000;
+/// The local APICs' power-up address (SDM vol. 3, 12.4.1): each CPU sees its own there.
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// The test device's memory (QEMU's pc-testdev).
 pub const TESTDEV_MMIO: u64 = 0xff00_0000;
 
 /// The first serial port.
 pub const COM1: u16 = 0x3f8;
+/// ACPI's PM1a event block: status and enable, two bytes each.
+pub const PM_EVENT: u16 = 0x600;
+/// ACPI's PM1a control block, two bytes.
+pub const PM_CONTROL: u16 = 0x604;
+/// ACPI's power-management timer, four bytes.
+pub const PM_TIMER: u16 = 0x608;
+/// SLP_TYP of S5, soft off.
+pub const PM_S5: u8 = 5;
+/// The reset control register, where PC chipsets have it.
+pub const RESET: u16 = 0xcf9;
+/// What resets the machine when written there: a hard reset.
+pub const RESET_VALUE: u8 = 0x06;
 /// QEMU's isa-debug-exit, where test kernels expect it.
 pub const DEBUG_EXIT: u16 = 0xf4;
 

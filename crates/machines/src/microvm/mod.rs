@@ -5,6 +5,7 @@
 //! controller of old.
 
 mod build;
+mod firmware;
 mod io;
 mod irq;
 pub mod layout;
@@ -16,7 +17,7 @@ pub use state::MicrovmV1;
 use crate::machine::{Board, BoardState, FirmwareTables};
 use crate::manifest::{Manifest, Range};
 use crate::time::MachineTime;
-use mimeo_boot::MemoryMap;
+use mimeo_boot::{MemoryMap, acpi};
 use mimeo_bus::{AddressMap, MmioDevice, PortDevice, Timed};
 use mimeo_devices::apic::ApicBus;
 use mimeo_devices::ioapic::Ioapic;
@@ -70,9 +71,11 @@ impl Board for Microvm {
     }
 
     fn firmware_tables(&self, memory: &GuestMemory) -> Result<FirmwareTables, String> {
+        let description = firmware::description(self.chips.apics.len() as u32);
+        let rsdp = acpi::install(memory, &description).map_err(|e| e.to_string())?;
         Ok(FirmwareTables {
             memory_map: MemoryMap::pc(memory),
-            acpi_rsdp: None,
+            acpi_rsdp: Some(rsdp),
         })
     }
 
@@ -102,7 +105,11 @@ impl Board for Microvm {
             })
             .chain(chips.mmio.iter().map(range))
             .collect();
-        memory.push(range((0xfee0_0000, 0x1000, "local apic (each CPU's own)")));
+        memory.push(range((
+            layout::LOCAL_APIC,
+            0x1000,
+            "local apic (each CPU's own)",
+        )));
         memory.sort_by_key(|r| r.base);
         Manifest {
             board: "microvm".into(),
