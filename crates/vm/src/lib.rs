@@ -9,6 +9,7 @@
 //! leaves.
 
 mod cpu_thread;
+pub mod deterministic;
 mod gate;
 pub mod life;
 mod outcome;

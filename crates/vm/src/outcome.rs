@@ -15,6 +15,8 @@ pub enum Outcome {
     TripleFault(Box<TripleFaultReport>),
     /// The time limit passed.
     Timeout,
+    /// A replay came to its end and its state is the recorded one.
+    Replayed,
     /// Somebody asked the monitor to end (escape key, signal, control command).
     Stopped,
     /// The monitor or the host failed; the sentence says what.

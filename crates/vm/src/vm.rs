@@ -28,6 +28,9 @@ pub enum VmError {
     /// The payload cannot be loaded; the sentence says why.
     #[error("{0}")]
     Load(String),
+    /// The log of a deterministic run cannot be used.
+    #[error("{0}")]
+    Log(String),
     /// The command does not fit the phase.
     #[error(transparent)]
     Life(#[from] BadTransition),
@@ -68,6 +71,21 @@ impl VmHandle {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Loads the payload: the boot processor gets its state, the others wait for a SIPI.
+pub(crate) fn boot_states(
+    machine: &Machine,
+    loader: &mut Loader,
+) -> Result<Vec<X86State>, VmError> {
+    let boot = loader(machine).map_err(VmError::Load)?;
+    let mut waiting = X86State::reset(machine.cpu.signature());
+    waiting.activity = Activity::WaitForSipi;
+    let mut states = vec![waiting; machine.events.len()];
+    if let Some(first) = states.first_mut() {
+        *first = boot;
+    }
+    Ok(states)
 }
 
 /// A machine with its vCPU threads. All methods are for one control thread; [`VmHandle`] is for the
@@ -133,14 +151,10 @@ impl Vm {
         }
     }
 
-    /// Loads the payload: the boot processor gets its state, the others wait for a SIPI.
     fn load(&mut self) -> Result<(), VmError> {
-        let boot = (self.loader)(&self.machine).map_err(VmError::Load)?;
-        let mut waiting = X86State::reset(self.machine.cpu.signature());
-        waiting.activity = Activity::WaitForSipi;
-        for (i, vcpu) in self.vcpus.iter().enumerate() {
-            let state = if i == 0 { &boot } else { &waiting };
-            lock(vcpu).restore(state.clone());
+        let states = boot_states(&self.machine, &mut self.loader)?;
+        for (vcpu, state) in self.vcpus.iter().zip(states) {
+            lock(vcpu).restore(state);
         }
         Ok(())
     }
