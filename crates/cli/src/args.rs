@@ -110,9 +110,24 @@ pub struct RunArgs {
     /// Run without seccomp and Landlock (for debugging mimeo itself).
     #[arg(long)]
     pub no_jail: bool,
+    /// Run deterministically and write everything from outside the CPUs to FILE: the CPUs take turns
+    /// on one thread and time follows the instructions.
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub record: Option<PathBuf>,
+    /// Run again what --record wrote, with the same flags and files; ends with the same state or
+    /// says where it differs.
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
     /// Print counters of the engine when the machine has ended.
     #[arg(long)]
     pub stats: bool,
+}
+
+impl RunArgs {
+    /// Whether the run follows instructions instead of the host's clock.
+    pub fn deterministic(&self) -> bool {
+        self.record.is_some() || self.replay.is_some()
+    }
 }
 
 /// Where a serial port leads.

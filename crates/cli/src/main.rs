@@ -1,7 +1,8 @@
 //! The `mimeo` command.
 
 mod args;
-mod interim;
+mod deterministic;
+mod host;
 mod payload;
 mod run;
 mod status;

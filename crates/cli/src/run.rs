@@ -1,16 +1,17 @@
 //! `mimeo run`: from flags to a machine, its life, and an exit status.
 
-use crate::args::{MachineArgs, RunArgs, SerialTarget};
-use crate::interim;
+use crate::args::{MachineArgs, RunArgs};
+use crate::deterministic;
+use crate::host::{self, StopSwitch};
 use crate::payload::Boot;
 use crate::status::{Failure, Status};
-use anyhow::{Context, anyhow};
-use mimeo_bus::{HostClock, NullStream, StreamHost};
+use anyhow::anyhow;
+use mimeo_bus::{NullStream, StreamHost};
+use mimeo_jail::JailError;
 use mimeo_machines::MachineSpec;
 use mimeo_machines::machine::{self, BuildError, Machine, MachineHost};
-use mimeo_machines::time::HostTime;
-use mimeo_vm::{OnReset, Outcome, Vm};
-use std::fs::File;
+use mimeo_machines::time::MachineTime;
+use mimeo_vm::{OnReset, Outcome, Vm, VmError};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,34 +28,16 @@ fn spec(args: &MachineArgs) -> MachineSpec {
     }
 }
 
-fn build(args: &MachineArgs, serial: Arc<dyn StreamHost>) -> Result<Machine, Failure> {
-    let spec = spec(args);
-    // Before anything of the host is asked for.
-    spec.validate().map_err(Failure::usage)?;
-    let clock = Arc::new(HostClock::default());
-    let timers = Arc::new(interim::Timers::start(clock.clone()));
-    let time = Arc::new(HostTime::new(clock, timers, Box::new(|_| ())));
-    machine::build(spec, MachineHost { time, serial }).map_err(|e| match e {
+/// Builds the machine; says which kind of failure it is when that fails.
+pub fn build(
+    args: &MachineArgs,
+    time: Arc<dyn MachineTime>,
+    serial: Arc<dyn StreamHost>,
+) -> Result<Machine, Failure> {
+    machine::build(spec(args), MachineHost { time, serial }).map_err(|e| match e {
         BuildError::Spec(_) | BuildError::Cpu(_) | BuildError::Engine(_) => Failure::usage(e),
         BuildError::Memory(_) | BuildError::Bus(_) => Failure::host(e),
     })
-}
-
-fn serial(target: &SerialTarget) -> Result<Arc<dyn StreamHost>, Failure> {
-    match target {
-        SerialTarget::None => Ok(Arc::new(NullStream)),
-        SerialTarget::File(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("cannot write the serial log {}", path.display()))
-                .map_err(Failure::Usage)?;
-            Ok(Arc::new(interim::Output::new(Some(file))))
-        }
-        SerialTarget::Stdio => {
-            let out = Arc::new(interim::Output::new(None));
-            out.read_stdin();
-            Ok(out)
-        }
-    }
 }
 
 fn boot(args: &RunArgs) -> Result<Boot, Failure> {
@@ -73,46 +56,79 @@ fn boot(args: &RunArgs) -> Result<Boot, Failure> {
 
 /// Prints the manifest of the machine that the flags describe.
 pub fn manifest(args: &MachineArgs) -> Result<Status, Failure> {
-    let machine = build(args, Arc::new(NullStream))?;
+    let machine = build(args, host::time()?, Arc::new(NullStream))?;
     print!("{}", machine.board.manifest());
     Ok(Status::Done)
 }
 
 /// Boots a machine and stays with it until it ends.
 pub fn run(args: RunArgs) -> Result<Status, Failure> {
-    let boot = boot(&args)?.open(false)?;
-    let deadline = args.timeout.map(|t| Instant::now() + t);
-    let machine = build(&args.machine, serial(&args.serial)?)?;
-    for note in &machine.notes {
-        eprintln!("mimeo: {note}");
+    // Everything that a person can get wrong comes before anything that takes time.
+    spec(&args.machine).validate().map_err(Failure::usage)?;
+    let boot = boot(&args)?.open(args.deterministic())?;
+    if args.deterministic() {
+        return deterministic::run(&args, boot);
     }
-    let jail = !args.no_jail;
-    if jail && let Err(e) = mimeo_jail::restrict_files() {
-        eprintln!("mimeo: {e}");
+    let switch = StopSwitch::default();
+    let serial = host::serial(&args.serial, switch.clone())?;
+    let machine = build(&args.machine, host::time()?, serial.link())?;
+    notes(&machine);
+    if host::interactive(&args.serial) {
+        eprintln!("mimeo: {}; Ctrl-A x ends the machine", boot.description());
+    }
+    let deadline = args.timeout.map(|t| Instant::now() + t);
+    if !args.no_jail {
+        say(mimeo_jail::restrict_files());
     }
     let on_reset = if args.no_reboot {
         OnReset::Exit
     } else {
         OnReset::Restart
     };
-    let mut vm = Vm::new(machine, boot.into_loader(), on_reset).map_err(|e| match e {
-        mimeo_vm::VmError::Load(_) => Failure::usage(e),
-        e => Failure::host(e),
-    })?;
-    if jail && let Err(e) = mimeo_jail::restrict_calls() {
-        eprintln!("mimeo: {e}");
+    let mut vm = Vm::new(machine, boot.into_loader(), on_reset).map_err(vm_failure)?;
+    let handle = vm.handle();
+    switch.connect(move || handle.stop());
+    if !args.no_jail {
+        say(mimeo_jail::restrict_calls());
     }
     vm.start().map_err(Failure::host)?;
     let outcome = vm.run(deadline);
     if args.stats {
         for (cpu, name, value) in vm.stats() {
-            eprintln!("cpu{cpu} {name} {value}");
+            eprintln!("mimeo: cpu{cpu} {name}: {value}");
         }
     }
+    // What the guest said last is written and the terminal is itself again before anything is
+    // reported.
+    drop(vm);
+    drop(serial);
     report(outcome)
 }
 
-fn report(outcome: Outcome) -> Result<Status, Failure> {
+/// What the jail could not do.
+fn say(result: Result<(), JailError>) {
+    if let Err(error) = result {
+        eprintln!("mimeo: {error}");
+    }
+}
+
+/// What was asked for and is different here.
+pub fn notes(machine: &Machine) {
+    for note in &machine.notes {
+        eprintln!("mimeo: {note}");
+    }
+}
+
+/// Which kind of failure it is when a VM cannot be made.
+pub fn vm_failure(error: VmError) -> Failure {
+    match error {
+        VmError::Load(_) | VmError::Log(_) => Failure::usage(error),
+        error => Failure::host(error),
+    }
+}
+
+/// Says how it ended and gives the status for it.
+pub fn report(outcome: Outcome) -> Result<Status, Failure> {
     Ok(match outcome {
         Outcome::PowerOff => Status::Done,
         Outcome::DebugExit(status) => Status::DebugExit(status),
@@ -128,6 +144,7 @@ fn report(outcome: Outcome) -> Result<Status, Failure> {
             eprintln!("mimeo: the time limit passed");
             Status::Timeout
         }
+        Outcome::Replayed => Status::Done,
         Outcome::Stopped => Status::Quit,
         Outcome::HostError(text) => return Err(Failure::host(anyhow!(text))),
     })
