@@ -98,7 +98,7 @@ impl X86State {
             expect(base >> 32 == 0, "segment base", base)?;
         }
         let cs = self.segment(Seg::Cs);
-        let cs_ok = !cs.unusable() && !(self.long_mode() && cs.long() && cs.db());
+        let cs_ok = !(cs.unusable() || self.long_mode() && cs.long() && cs.db());
         expect(cs_ok, "cs attributes", cs.attr.into())?;
         for table in [self.gdtr, self.idtr] {
             expect(wide(table.base), "descriptor table base", table.base)?;
