@@ -44,8 +44,12 @@ impl Cpu {
         self.modify_locked_slow(seg, linear, io, &f)
     }
 
+    /// As [`Self::modify_locked`], of a linear address (descriptors).
+    ///
+    /// # Errors
+    /// #GP, #SS, #PF; nothing has changed then.
     #[cold]
-    fn modify_locked_slow<T: Width>(
+    pub(crate) fn modify_locked_slow<T: Width>(
         &mut self,
         seg: u8,
         linear: u64,

@@ -9,6 +9,7 @@ mod walk;
 
 pub use tlb::MmuEvent;
 pub(crate) use tlb::Tlb;
+pub(crate) use walk::Phys;
 
 /// What an access wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

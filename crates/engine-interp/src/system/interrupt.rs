@@ -297,8 +297,9 @@ fn target_code(
         return Err(Exception::gp(ext).into());
     }
     let gp = || Trap::from(Exception::gp(code));
+    let selector = mimeo_arch_x86::selector::Selector(selector);
     let d = super::segment::read_descriptor(cpu, selector, io)?.ok_or_else(gp)?;
-    let cs = super::segment::from_descriptor(selector, d);
+    let cs = d.segment(selector.0);
     let is_code = cs.attr & 0x18 == 0x18;
     if !is_code || cs.dpl() > cpu.state.cpl || !cs.long() || cs.db() {
         return Err(gp());
