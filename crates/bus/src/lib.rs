@@ -12,7 +12,7 @@ mod timed;
 
 pub use clock::{Clock, HostClock, Nanos, Timer, TimerHandle, TimerService, TscClock};
 pub use irq::{IrqLine, IrqSink, LineModel};
-pub use map::{AddressMap, BusError, MmioDevice, PortDevice};
+pub use map::{AddressMap, BusError, MmioDevice, PortDevice, PortView};
 pub use save::{RestoreError, SaveRestore};
 pub use stream::{NullStream, StreamDevice, StreamHost, StreamModel};
 pub use timed::{Timed, TimedBinding, TimedGuard, TimedModel};

@@ -1,7 +1,7 @@
 //! Address maps: which device answers at which port or guest-physical address.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A device seen through I/O ports. `offset` is relative to where it was bound.
 pub trait PortDevice: Send {
@@ -98,5 +98,35 @@ impl<D: ?Sized> AddressMap<D> {
         self.entries
             .iter()
             .map(|(&b, e)| (b, e.len, e.name.as_str()))
+    }
+}
+
+/// A device behind several ranges of ports: the view adds `base` to the offsets of one range.
+pub struct PortView {
+    device: Arc<Mutex<dyn PortDevice>>,
+    base: u16,
+}
+
+impl PortView {
+    /// The registers of `device` from `base` on.
+    #[must_use]
+    pub fn new(device: Arc<Mutex<dyn PortDevice>>, base: u16) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { device, base }))
+    }
+
+    fn device(&self) -> MutexGuard<'_, dyn PortDevice + 'static> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PortDevice for PortView {
+    fn port_read(&mut self, offset: u16, size: u8) -> u32 {
+        let at = self.base.wrapping_add(offset);
+        self.device().port_read(at, size)
+    }
+
+    fn port_write(&mut self, offset: u16, size: u8, value: u32) {
+        let at = self.base.wrapping_add(offset);
+        self.device().port_write(at, size, value);
     }
 }

@@ -3,6 +3,8 @@
 pub mod apic;
 pub mod debug_exit;
 pub mod ioapic;
+pub mod pic;
+pub mod pit;
 #[cfg(test)]
 mod testing;
 pub mod uart;

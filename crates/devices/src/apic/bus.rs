@@ -255,7 +255,6 @@ impl CpuApic {
     }
 
     /// A load from the window.
-    #[must_use]
     pub fn mmio_read(&self, offset: u64, size: u8) -> u64 {
         self.lock().mmio_read(offset, size)
     }
