@@ -522,7 +522,7 @@ TEST(cpl_change_loads_rsp0_and_null_ss)
 {
     extern char handler_probe[];
     static u64 seen[4];
-    asm volatile(".pushsection .text\nhandler_probe: mov %%ss, %%eax\n mov %%rax, %0\n mov %%rsp, %1\n"
+    asm volatile(".pushsection .snip,\"ax\"\nhandler_probe: mov %%ss, %%eax\n mov %%rax, %0\n mov %%rsp, %1\n"
                  "pushf\n pop %2\n jmp %P3\n.popsection"
                  : : "m"(seen[0]), "m"(seen[1]), "m"(seen[2]), "i"(trap_stubs + 16 * 0x61));
     set_gate(0x60, KCS, handler_probe, GATE_TRAP | 0x60, 0);
@@ -539,7 +539,7 @@ TEST(trap_gate_keeps_if)
 {
     extern char handler_flags[];
     static u64 flags;
-    asm volatile(".pushsection .text\nhandler_flags: pushf\n pop %0\n cli\n jmp %P1\n.popsection"
+    asm volatile(".pushsection .snip,\"ax\"\nhandler_flags: pushf\n pop %0\n cli\n jmp %P1\n.popsection"
                  : : "m"(flags), "i"(trap_stubs + 16 * 0x61));
     struct regs r = kernel_regs();
     set_gate(0x60, KCS, handler_flags, GATE_TRAP, 1);

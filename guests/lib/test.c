@@ -11,6 +11,7 @@ extern u32 boot_info;
 void exec_enter(struct regs *r);
 int trap_entry(struct regs *frame);
 void guest_main(void) __attribute__((noreturn));
+void debug_exit(void) __attribute__((noreturn, noinline));
 extern word exec_sp;
 
 handler handlers[256];
@@ -98,13 +99,30 @@ void skip(const char *why)
     give_up();
 }
 
-void dying(void) { put("DYING %s\n", current->name); }
+/* Waits until the last character has left. */
+static void drain(void)
+{
+    while (!(inb(0x3fd) & 0x40))
+        pause();
+}
+
+void dying(void)
+{
+    put("DYING %s\n", current->name);
+    drain();
+}
+
+void debug_exit(void)
+{
+    for (;;)
+        outb(0xf4, 0x10); /* exit status 0x21 */
+}
 
 void finish(void)
 {
     put("END\n");
-    for (;;)
-        outb(0xf4, 0x10); /* exit status 0x21 */
+    drain();
+    debug_exit();
 }
 
 struct regs kernel_regs(void)
@@ -281,6 +299,8 @@ void guest_main(void)
         for (int i = 0; i < 250 && given[i]; i++)
             line[i] = given[i];
     }
+    outb(0x3f9, 0); /* no interrupts, 8 data bits */
+    outb(0x3fb, 3);
     int from = option(line, "from="), only = option(line, "only=");
     pic_remap();
     int index = 0;
@@ -291,6 +311,7 @@ void guest_main(void)
         failures = skipped = 0;
         exec_target = NULL;
         put("RUN %s\n", t->name);
+        drain();
         if (!__builtin_setjmp((void **)abandon_sp)) {
             baseline();
             t->run();
