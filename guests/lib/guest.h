@@ -152,13 +152,15 @@ extern const char exec_iret[];               /* the IRET by which run_at enters 
     ({                                                                                             \
         const void *p_;                                                                            \
         asm volatile("movl $771f, %k0\n.pushsection .snip,\"ax\"\n.code" bits "\n.intel_syntax noprefix\n" \
-                     "771: " body "\nint 0x81\n.att_syntax prefix\n.popsection\n"                  \
+                     "771: " body "\nint 0x81\n.att_syntax prefix\n.popsection\n.code" OWN_BITS "\n" \
                      : "=r"(p_));                                                                  \
         p_;                                                                                        \
     })
 #ifdef __x86_64__
+#define OWN_BITS "64"
 #define CODE(body) SNIPPET_("64", body)
 #else
+#define OWN_BITS "32"
 #define CODE(body) SNIPPET_("32", body)
 #endif
 #define CODE32(body) SNIPPET_("32", body)
