@@ -1,1 +1,3 @@
 //! The same-ISA binary translator.
+
+mod emit;
