@@ -7,7 +7,6 @@
 pub(crate) type Reg = u8;
 
 /// Host register numbers by name.
-#[expect(missing_docs, reason = "register names")]
 pub(crate) mod reg {
     use super::Reg;
     pub(crate) const RAX: Reg = 0;
@@ -93,7 +92,6 @@ pub(crate) enum Pp {
 }
 
 /// Condition codes as the low four bits of Jcc (SDM vol. 2, B.1.4.7).
-#[expect(missing_docs, reason = "condition names")]
 pub(crate) mod cc {
     pub(crate) const O: u8 = 0;
     pub(crate) const C: u8 = 2;
@@ -189,6 +187,19 @@ impl Asm {
             return;
         }
         self.modrm(reg, rm);
+    }
+
+    /// Writes an instruction without ModRM; `opcode_reg` is the register in the opcode byte, if any.
+    pub(crate) fn opcode_only(&mut self, f: &Fields, opcode_reg: Reg) {
+        if let Some((l, vvvv)) = f.vex {
+            self.vex_prefix(f, 0, 0, 0, l, vvvv);
+        } else {
+            self.legacy_prefix(f, 0, 0, opcode_reg >> 3);
+        }
+        self.byte(f.op);
+        if let Some(second) = f.second {
+            self.byte(second);
+        }
     }
 
     fn vex_prefix(&mut self, f: &Fields, r: u8, x: u8, b: u8, l: bool, vvvv: Reg) {

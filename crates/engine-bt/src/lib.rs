@@ -1,3 +1,4 @@
 //! The same-ISA binary translator.
 
 mod emit;
+mod reencode;
