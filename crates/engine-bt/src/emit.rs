@@ -21,10 +21,13 @@ pub(crate) mod reg {
     pub(crate) const R15: Reg = 15;
 }
 
+/// In place of a base register: `[index * scale + disp32]`.
+pub(crate) const NO_BASE: Reg = 0x10;
+
 /// A host memory operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mem {
-    /// Base register.
+    /// Base register, or [`NO_BASE`].
     pub(crate) base: Reg,
     /// Index register (never RSP) and scale shift (0 to 3).
     pub(crate) index: Option<(Reg, u8)>,
@@ -171,7 +174,11 @@ impl Asm {
     pub(crate) fn insn(&mut self, f: &Fields, reg: Reg, rm: Rm) {
         let (r, x, b) = match rm {
             Rm::Reg(n) => (reg >> 3, 0, n >> 3),
-            Rm::Mem(m) => (reg >> 3, m.index.map_or(0, |(i, _)| i >> 3), m.base >> 3),
+            Rm::Mem(m) => (
+                reg >> 3,
+                m.index.map_or(0, |(i, _)| i >> 3),
+                m.base >> 3 & 1,
+            ),
         };
         if let Rm::Mem(Mem { gs: true, .. }) = rm {
             self.byte(0x65);
@@ -258,6 +265,12 @@ impl Asm {
             Rm::Mem(m) => m,
         };
         // mod 0 with base 101 means "no base", so RBP and R13 need a displacement.
+        if m.base == NO_BASE {
+            let (index, shift) = m.index.unwrap_or((self::reg::RSP, 0));
+            self.byte(reg | 4);
+            self.byte((shift << 6) | ((index & 7) << 3) | 5);
+            return self.dword(m.disp as u32);
+        }
         let (mode, wide) = if m.disp == 0 && m.base & 7 != 5 {
             (0x00, None)
         } else if i8::try_from(m.disp).is_ok() {
@@ -267,7 +280,7 @@ impl Asm {
         };
         match m.index {
             Some((index, shift)) => {
-                debug_assert!(index != reg::RSP && shift < 4);
+                debug_assert!(index != self::reg::RSP && shift < 4);
                 self.byte(mode | reg | 4);
                 self.byte((shift << 6) | ((index & 7) << 3) | (m.base & 7));
             }
@@ -574,6 +587,7 @@ mod tests {
     fn each_helper_is_what_its_name_says() {
         let mut a = Asm::default();
         a.mov_rr(3, 12);
+        a.lea(10, Mem::indexed(NO_BASE, 9, 3, 0x1000));
         a.store16(Mem::base(4, 8), 1);
         a.store_imm64(Mem::base(13, 0), -2);
         a.mov_imm(11, 7);
@@ -603,6 +617,7 @@ mod tests {
             text(&a),
             [
                 "mov rbx,r12",
+                "lea r10,[r9*8+1000h]",
                 "mov [rsp+8],cx",
                 "mov qword ptr [r13],0FFFFFFFFFFFFFFFEh",
                 "mov r11d,7",

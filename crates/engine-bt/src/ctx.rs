@@ -1,0 +1,176 @@
+//! The context block: where a vCPU's guest state lives while translated code runs.
+//!
+//! Host RSP points at [`Ctx::gpr`] in translated code, so that the hottest fields are one
+//! disp8 away on both sides. Translated code never pushes or calls; nothing below is a stack.
+
+use crate::emit::{Mem, Reg, reg};
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+
+/// See the module.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Ctx {
+    /// The host's RSP while in translated code.
+    pub(crate) host_rsp: u64,
+    /// Where to enter translated code (host address).
+    pub(crate) target: u64,
+    /// Which site left translated code ([`crate::index::Site`]).
+    pub(crate) site: u32,
+    /// Host PC of a fault, as an offset into the code cache.
+    pub(crate) fault_pc: u32,
+    /// E (host R10) on exit: the linear address of a memory site.
+    pub(crate) ea: u64,
+    /// T (host R11) on exit: the target of an indirect branch.
+    pub(crate) t: u64,
+    /// Not 0 while this vCPU's thread may be executing translated code.
+    pub(crate) in_cache: AtomicU32,
+    /// Not 0: leave translated code at the next instruction boundary, do not enter.
+    pub(crate) kick: AtomicU32,
+    /// Guest RIP at an asynchronous exit.
+    pub(crate) rip: u64,
+    /// rL of the supervisor view with RFLAGS.AC clear.
+    pub(crate) view_sup: u64,
+    /// rL of the supervisor view with RFLAGS.AC set.
+    pub(crate) view_ac: u64,
+    /// rL of the view in use.
+    pub(crate) rl: u64,
+    /// Guest FS base.
+    pub(crate) fs_base: u64,
+    /// Guest GS base.
+    pub(crate) gs_base: u64,
+    /// The indirect-branch cache in use.
+    pub(crate) ibtc: u64,
+    /// Guest RFLAGS but the six status flags.
+    pub(crate) sysflags: u64,
+    /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
+    pub(crate) status: u64,
+    /// For sequences within one instruction.
+    pub(crate) scratch: u64,
+    /// Guest general registers. In translated code only R10, R11, R14 and R15 live here; the slots
+    /// of the others are free for spills within one instruction.
+    pub(crate) gpr: [u64; 16],
+    /// Guest YMM registers, while out of translated code.
+    pub(crate) ymm: [[u64; 4]; 16],
+    /// Guest MXCSR, while out of translated code.
+    pub(crate) mxcsr: u32,
+    /// The monitor's MXCSR.
+    pub(crate) host_mxcsr: u32,
+    /// Further scratch words.
+    pub(crate) scratch2: [u64; 2],
+}
+
+const ORIGIN: i32 = offset_of!(Ctx, gpr) as i32;
+
+/// Displacement from host RSP of the named field.
+macro_rules! at {
+    ($field:ident) => {
+        (std::mem::offset_of!($crate::ctx::Ctx, $field) as i32 - $crate::ctx::origin())
+    };
+}
+pub(crate) use at;
+
+/// Offset of the point that host RSP points at.
+pub(crate) const fn origin() -> i32 {
+    ORIGIN
+}
+
+/// The context slot of guest register `n`.
+pub(crate) const fn slot(n: usize) -> Mem {
+    Mem::base(reg::RSP, n as i32 * 8)
+}
+
+/// A context field as a memory operand, by displacement ([`at!`]).
+pub(crate) const fn field(disp: i32) -> Mem {
+    Mem::base(reg::RSP, disp)
+}
+
+/// E: the effective-address temporary.
+pub(crate) const E: Reg = reg::R10;
+/// T: the addend and general temporary.
+pub(crate) const T: Reg = reg::R11;
+/// rL: base of the read table plus [`RL_BIAS`].
+pub(crate) const RL: Reg = reg::R15;
+/// Guest RSP.
+pub(crate) const GSP: Reg = reg::R14;
+/// What rL is above the table's base: a shift count in its low 6 bits, so that one register is
+/// both the table's base and SHRX's count.
+pub(crate) const RL_BIAS: u64 = 28;
+
+/// Host register of each guest register; [`E`] stands for "in memory".
+pub(crate) const HOST: [Reg; 16] = [0, 1, 2, 3, GSP, 5, 6, 7, 8, 9, E, E, 12, 13, E, E];
+
+/// Whether guest register `n` lives in the context block in translated code.
+pub(crate) const fn in_memory(n: usize) -> bool {
+    matches!(n, 10 | 11 | 14 | 15)
+}
+
+impl Ctx {
+    /// A zeroed context with default control words.
+    pub(crate) fn new() -> Self {
+        Self {
+            host_rsp: 0,
+            target: 0,
+            site: 0,
+            fault_pc: 0,
+            ea: 0,
+            t: 0,
+            in_cache: AtomicU32::new(0),
+            kick: AtomicU32::new(0),
+            rip: 0,
+            view_sup: 0,
+            view_ac: 0,
+            rl: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ibtc: 0,
+            sysflags: 2,
+            status: 0,
+            scratch: 0,
+            gpr: [0; 16],
+            ymm: [[0; 4]; 16],
+            mxcsr: 0x1f80,
+            host_mxcsr: 0x1f80,
+            scratch2: [0; 2],
+        }
+    }
+
+    /// Loads the status flags from an RFLAGS image.
+    pub(crate) fn set_status(&mut self, rflags: u64) {
+        self.status = (rflags >> 11 & 1) | (rflags & 0xd5) << 8;
+    }
+
+    /// The status flags as bits of RFLAGS.
+    pub(crate) fn status_flags(&self) -> u64 {
+        (self.status & 1) << 11 | self.status >> 8 & 0xd5
+    }
+}
+
+const _: () = assert!(ORIGIN == 128 && offset_of!(Ctx, ymm) % 32 == 0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_flags_survive_the_packing() {
+        let mut c = Ctx::new();
+        for bits in 0..64u64 {
+            let f = (bits & 1)
+                | (bits >> 1 & 1) << 2
+                | (bits >> 2 & 1) << 4
+                | (bits >> 3 & 3) << 6
+                | (bits >> 5 & 1) << 11;
+            c.set_status(f | 0x202);
+            assert_eq!(c.status_flags(), f);
+        }
+    }
+
+    #[test]
+    fn hot_fields_are_one_byte_away() {
+        for d in [at!(site), at!(ibtc), at!(scratch), at!(sysflags), at!(status)] {
+            assert!((-128..0).contains(&d));
+        }
+        assert_eq!(at!(gpr), 0);
+    }
+}
