@@ -96,7 +96,7 @@ fn classify(i: &Instruction, mode: Mode, cpu: &CpuModel) -> (Option<&'static For
             Class::Native if form.mem.bit_string && memory(i) => Plan::Interp,
             Class::Native => Plan::Native,
             Class::Nop => Plan::Nop,
-            Class::Control => Plan::Branch,
+            Class::Control if branch64(i) => Plan::Branch,
             Class::Interp if stack(i.code()) => Plan::Stack,
             _ => Plan::Interp,
         }
@@ -113,7 +113,16 @@ fn stack(code: Code) -> bool {
             | Code::Pushq_imm32
             | Code::Pop_r64
             | Code::Leaveq
-    ) || (code == Code::Pop_rm64)
+    )
+}
+
+/// A near branch with 64-bit operand size.
+fn branch64(i: &Instruction) -> bool {
+    i.op0_kind() == iced_x86::OpKind::NearBranch64
+        || matches!(
+            i.code(),
+            Code::Jmp_rm64 | Code::Call_rm64 | Code::Retnq | Code::Retnq_imm16
+        )
 }
 
 /// The instruction has an explicit memory operand.

@@ -20,6 +20,9 @@ pub(crate) const SITE_KICK: u32 = u32::MAX - 1;
 /// Site number of a host fault in translated code ([`Ctx::fault_pc`]).
 pub(crate) const SITE_FAULT: u32 = u32::MAX - 2;
 
+/// Site number of a branch to an address that is never translated (target in T).
+pub(crate) const SITE_NO_TARGET: u32 = u32::MAX - 3;
+
 global_asm!(
     ".text",
     ".p2align 4",

@@ -1,0 +1,255 @@
+//! Effective addresses and table lookups.
+
+use super::{Lower, MemSite, Place};
+use crate::ctx::{E, HOST, RL, RL_BIAS, T, at, field, in_memory, slot};
+use crate::emit::{Asm, Mem, NO_BASE, Reg, cc, reg};
+use crate::index::SiteKind;
+use iced_x86::{Instruction, Register};
+
+/// An effective address: linear, as translated code sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ea {
+    /// The host register that holds it: a pinned guest register, or [`E`].
+    pub(super) reg: Reg,
+    /// Its value, when known.
+    pub(super) konst: Option<u64>,
+}
+
+/// An access to be checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Want {
+    /// Bytes.
+    pub(super) size: usize,
+    /// Store or read-modify-write.
+    pub(super) write: bool,
+    /// The host itself faults on a misaligned operand, so that it cannot straddle a page.
+    pub(super) aligned: bool,
+}
+
+fn segment_base(i: &Instruction) -> Option<Mem> {
+    match i.memory_segment() {
+        Register::FS => Some(field(at!(fs_base))),
+        Register::GS => Some(field(at!(gs_base))),
+        _ => None,
+    }
+}
+
+impl Lower<'_> {
+    /// The offset part of a memory operand (no segment base), in a pinned register or in E. Uses T.
+    /// Flags are untouched.
+    pub(super) fn offset(&mut self, i: &Instruction) -> Ea {
+        let (base, index) = (i.memory_base(), i.memory_index());
+        let rip = i.is_ip_rel_memory_operand();
+        if rip || (base == Register::None && index == Register::None) {
+            let value = if rip {
+                i.ip_rel_memory_address()
+            } else {
+                i.memory_displacement64()
+            };
+            return Ea {
+                reg: E,
+                konst: Some(value),
+            };
+        }
+        let narrow = base.is_gpr32() || index.is_gpr32();
+        let disp = i.memory_displacement64() as i32;
+        let b = if base == Register::None {
+            NO_BASE
+        } else {
+            self.fetch(base.number(), E)
+        };
+        let x = (index != Register::None).then(|| {
+            (
+                self.fetch(index.number(), T),
+                i.memory_index_scale().trailing_zeros() as u8,
+            )
+        });
+        if x.is_none() && disp == 0 && !narrow {
+            return Ea {
+                reg: b,
+                konst: None,
+            };
+        }
+        let m = Mem {
+            base: b,
+            index: x,
+            disp,
+            gs: false,
+        };
+        if narrow {
+            self.hot.lea32(E, m);
+        } else {
+            self.hot.lea(E, m);
+        }
+        Ea {
+            reg: E,
+            konst: None,
+        }
+    }
+
+    /// The host register of a guest register, loaded into `temp` if it lives in the context.
+    pub(super) fn fetch(&mut self, guest: usize, temp: Reg) -> Reg {
+        if in_memory(guest & 15) {
+            self.hot.load(temp, slot(guest & 15));
+            temp
+        } else {
+            HOST[guest & 15]
+        }
+    }
+
+    /// The linear address of a memory operand. Flags are untouched.
+    pub(super) fn effective_address(&mut self, i: &Instruction) -> Ea {
+        let ea = self.offset(i);
+        let Some(base) = segment_base(i) else {
+            if let Some(v) = ea.konst {
+                self.hot.mov_imm(E, v);
+            }
+            return ea;
+        };
+        match ea.konst {
+            Some(v) => {
+                self.hot.load(E, base);
+                if let Ok(d) = i32::try_from(v as i64) {
+                    self.hot.lea(E, Mem::base(E, d));
+                } else {
+                    self.hot.mov_imm(T, v);
+                    self.hot.lea(E, Mem::indexed(E, T, 0, 0));
+                }
+            }
+            None => {
+                self.hot.load(T, base);
+                self.hot.lea(E, Mem::indexed(ea.reg, T, 0, 0));
+            }
+        }
+        Ea {
+            reg: E,
+            konst: None,
+        }
+    }
+
+    fn index_and_load(asm: &mut Asm, ea: Ea, write: bool) {
+        if let Some(v) = ea.konst {
+            asm.mov_imm(T, crate::lat::index(v) as u64);
+        } else {
+            asm.rorx(T, ea.reg, 48);
+            asm.shrx(T, T, RL);
+        }
+        asm.load(
+            T,
+            Mem {
+                gs: write,
+                ..Mem::indexed(RL, T, 3, -(RL_BIAS as i32))
+            },
+        );
+    }
+
+    /// Carry is set afterwards if `size` bytes at `ea` cross a page. Uses T.
+    fn straddle(asm: &mut Asm, ea: Reg, size: usize) {
+        asm.mov_rr32(T, ea);
+        asm.alu32_imm(1, T, -4096);
+        asm.alu32_imm(0, T, size as i32 - 1);
+    }
+
+    /// Looks `ea` up: afterwards T holds the addend, and `[ea + T]` is the operand's host address.
+    pub(super) fn lookup(&mut self, mut ea: Ea, want: Want) -> Mem {
+        let live = self.live();
+        if live && ea.reg == reg::RAX {
+            self.hot.mov_rr(E, reg::RAX);
+            ea.reg = E;
+        }
+        self.mems.push(MemSite {
+            at: self.hot.pos() as u32,
+            size: want.size as u16,
+            write: want.write,
+            saves_flags: live,
+        });
+        let fits = ea
+            .konst
+            .is_some_and(|v| (v & 4095) as usize + want.size <= 4096);
+        let check = want.size > 1 && !want.aligned && !fits;
+        let by_alignment = check && want.size <= 8 && want.size.is_power_of_two();
+        let slow = (check && !by_alignment).then(|| {
+            if live {
+                self.save_flags();
+            }
+            Self::straddle(&mut self.hot, ea.reg, want.size);
+            self.hot.jcc(cc::C)
+        });
+        Self::index_and_load(&mut self.hot, ea, want.write);
+        if live && slow.is_none() {
+            self.save_flags();
+        }
+        self.hot.test_rr(T, T);
+        let miss = self.hot.jcc(cc::Z);
+        let unaligned = by_alignment.then(|| {
+            self.hot.test_r8_imm(ea.reg, want.size as u8 - 1);
+            self.hot.jcc(cc::NZ)
+        });
+        if let Some(d) = slow {
+            self.slow_stub(d, live);
+        }
+        self.miss_stub(miss, ea, want, live);
+        if let Some(d) = unaligned {
+            self.unaligned_stub(d, ea, want, live);
+        }
+        if live {
+            Self::restore_flags(&mut self.hot);
+        }
+        Mem::indexed(ea.reg, T, 0, 0)
+    }
+
+    /// The interpreter does the whole instruction.
+    fn slow_stub(&mut self, from: usize, live: bool) {
+        let cold = self.cold.pos();
+        self.to_cold.push((from, cold));
+        self.slow_exit(live);
+    }
+
+    fn slow_exit(&mut self, live: bool) {
+        if live {
+            Self::restore_flags(&mut self.cold);
+        }
+        let i = self.insn().i;
+        self.leave(SiteKind::Interp, i.ip(), self.after(), i.len());
+    }
+
+    /// Fill the table and retry the instruction.
+    fn miss_stub(&mut self, from: usize, ea: Ea, want: Want, live: bool) {
+        let cold = self.cold.pos();
+        self.to_cold.push((from, cold));
+        if ea.reg != E {
+            self.cold.mov_rr(E, ea.reg);
+        }
+        if live {
+            Self::restore_flags(&mut self.cold);
+        }
+        let kind = if want.write {
+            SiteKind::Write
+        } else {
+            SiteKind::Read
+        };
+        let i = self.insn().i;
+        let start = Place::Hot(self.starts[self.n]);
+        self.leave(kind, i.ip(), start, i.len());
+    }
+
+    /// A misaligned access: fine unless it crosses a page.
+    fn unaligned_stub(&mut self, from: usize, ea: Ea, want: Want, live: bool) {
+        let cold = self.cold.pos();
+        self.to_cold.push((from, cold));
+        Self::straddle(&mut self.cold, ea.reg, want.size);
+        let d = self.cold.jcc(cc::C);
+        Self::index_and_load(&mut self.cold, ea, want.write);
+        // The entry was valid a moment ago; look again all the same, it was loaded again.
+        self.cold.test_rr(T, T);
+        let gone = self.cold.jcc(cc::Z);
+        let back = self.cold.jmp();
+        self.to_hot.push((back, self.hot.pos()));
+        for at in [d, gone] {
+            let here = self.cold.pos();
+            let distance = (here - at - 4) as u32;
+            self.cold.buf[at..at + 4].copy_from_slice(&distance.to_le_bytes());
+        }
+        self.slow_exit(live);
+    }
+}

@@ -1,0 +1,290 @@
+//! From a decoded block to host code.
+//!
+//! Every instruction either becomes code that commits last (so that the state at its first host
+//! instruction is the guest's state at its boundary), or an exit to the interpreter. The emitted
+//! patterns are documented in `docs/design/bt.md`; the verifier holds emitted code against them.
+//!
+//! `hot` is the straight path, `cold` holds the stubs that leave.
+
+mod control;
+mod mem;
+mod native;
+mod stack;
+
+use crate::ctx::{at, field};
+use crate::decode::{Decoded, Insn, Plan};
+use crate::emit::{Asm, reg};
+use crate::index::{Site, SiteKind};
+
+/// A host position inside the block under construction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    None,
+    /// Offset in `hot`.
+    Hot(usize),
+    /// First host instruction of guest instruction `n` (resolved at the end; none past the last).
+    Insn(usize),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Draft {
+    kind: SiteKind,
+    rip: u64,
+    host: Place,
+    aux: u16,
+}
+
+/// The kind of a checked memory access, for the verifier and `--trace`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemSite {
+    /// Host offset in the block of the first instruction of the lookup.
+    pub(crate) at: u32,
+    /// Bytes accessed.
+    pub(crate) size: u16,
+    /// Uses the write table.
+    pub(crate) write: bool,
+    /// Flags were live and are saved around the checks.
+    pub(crate) saves_flags: bool,
+}
+
+/// A finished block, relocated to its place.
+#[derive(Debug)]
+pub(crate) struct Emitted {
+    /// Hot code.
+    pub(crate) hot: Vec<u8>,
+    /// Cold stubs.
+    pub(crate) cold: Vec<u8>,
+    /// Sites, numbered from the first site given.
+    pub(crate) sites: Vec<Site>,
+    /// (guest offset from the block's RIP, host offset) of every instruction.
+    pub(crate) insns: Vec<(u16, u32)>,
+    /// Checked memory accesses.
+    pub(crate) mems: Vec<MemSite>,
+    /// Instructions handed to the interpreter.
+    pub(crate) interp: u32,
+}
+
+/// Where things are in the code cache.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    /// Offset of the block's hot code.
+    pub(crate) hot: u32,
+    /// Offset of its cold code.
+    pub(crate) cold: u32,
+    /// Offset of the jump to the exit trampoline.
+    pub(crate) exit: u32,
+    /// Number of the block's first site.
+    pub(crate) first_site: u32,
+}
+
+/// What lowering needs to know beside the instructions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Direct branches may be chained to targets in `rip & !mask == target & !mask`.
+    pub(crate) chain_mask: u64,
+}
+
+struct Lower<'a> {
+    block: &'a Decoded,
+    options: Options,
+    first_site: u32,
+    hot: Asm,
+    cold: Asm,
+    /// Displacements in `hot` that lead to a cold position.
+    to_cold: Vec<(usize, usize)>,
+    /// Displacements in `cold` that lead to a hot position.
+    to_hot: Vec<(usize, usize)>,
+    /// Displacements in `cold` that lead to the exit.
+    to_exit: Vec<usize>,
+    /// Displacements in `hot` that lead to a guest instruction of this block.
+    to_insn: Vec<(usize, usize)>,
+    sites: Vec<Draft>,
+    starts: Vec<usize>,
+    mems: Vec<MemSite>,
+    interp: u32,
+    /// Index of the instruction being lowered.
+    n: usize,
+}
+
+/// Lowers `block`.
+pub(crate) fn lower(block: &Decoded, options: Options, layout: Layout) -> Emitted {
+    let mut l = Lower {
+        block,
+        options,
+        first_site: layout.first_site,
+        hot: Asm::default(),
+        cold: Asm::default(),
+        to_cold: Vec::new(),
+        to_hot: Vec::new(),
+        to_exit: Vec::new(),
+        to_insn: Vec::new(),
+        sites: Vec::new(),
+        starts: Vec::with_capacity(block.insns.len()),
+        mems: Vec::new(),
+        interp: 0,
+        n: 0,
+    };
+    for n in 0..block.insns.len() {
+        l.n = n;
+        l.starts.push(l.hot.pos());
+        l.instruction(&block.insns[n]);
+    }
+    if block.falls_through {
+        l.jump_to(block.next, None);
+    }
+    l.finish(layout)
+}
+
+impl Lower<'_> {
+    fn insn(&self) -> &Insn {
+        &self.block.insns[self.n]
+    }
+
+    /// Status flags are needed at the current instruction: its own lookups must keep them.
+    fn live(&self) -> bool {
+        self.insn().live_in != 0
+    }
+
+    fn instruction(&mut self, insn: &Insn) {
+        match insn.plan {
+            Plan::Nop => {}
+            Plan::Native => self.native(insn),
+            Plan::Branch => self.branch(insn),
+            Plan::Stack => self.stack(insn),
+            Plan::Interp => self.interpret(insn),
+        }
+    }
+
+    /// Hands the current instruction to the interpreter.
+    fn interpret(&mut self, insn: &Insn) {
+        self.interp += 1;
+        let d = self.hot.jmp();
+        let cold = self.cold.pos();
+        self.to_cold.push((d, cold));
+        self.leave(SiteKind::Interp, insn.i.ip(), self.after(), insn.i.len());
+    }
+
+    /// Where to go on after the current instruction was executed elsewhere.
+    fn after(&self) -> Place {
+        if self.n + 1 < self.block.insns.len() {
+            Place::Insn(self.n + 1)
+        } else {
+            Place::None
+        }
+    }
+
+    /// Emits in `cold`: note the site and leave.
+    fn leave(&mut self, kind: SiteKind, rip: u64, host: Place, aux: usize) {
+        let n = self.first_site + self.sites.len() as u32;
+        self.sites.push(Draft {
+            kind,
+            rip,
+            host,
+            aux: aux as u16,
+        });
+        self.cold.store_imm32(field(at!(site)), n);
+        let d = self.cold.jmp();
+        self.to_exit.push(d);
+    }
+
+    /// Keeps the status flags in RAX while the checks clobber them; RAX's value goes to its slot.
+    fn save_flags(&mut self) {
+        self.hot.store(crate::ctx::slot(0), reg::RAX);
+        self.hot.lahf();
+        self.hot.seto_al();
+    }
+
+    fn restore_flags(asm: &mut Asm) {
+        asm.add_al(0x7f);
+        asm.sahf();
+        asm.load(reg::RAX, crate::ctx::slot(0));
+    }
+
+    /// Drops what was emitted for the current instruction.
+    fn rewind(&mut self, mark: &Mark) {
+        self.hot.buf.truncate(mark.hot);
+        self.cold.buf.truncate(mark.cold);
+        self.to_cold.truncate(mark.to_cold);
+        self.to_hot.truncate(mark.to_hot);
+        self.to_exit.truncate(mark.to_exit);
+        self.to_insn.truncate(mark.to_insn);
+        self.sites.truncate(mark.sites);
+        self.mems.truncate(mark.mems);
+    }
+
+    fn mark(&self) -> Mark {
+        Mark {
+            hot: self.hot.pos(),
+            cold: self.cold.pos(),
+            to_cold: self.to_cold.len(),
+            to_hot: self.to_hot.len(),
+            to_exit: self.to_exit.len(),
+            to_insn: self.to_insn.len(),
+            sites: self.sites.len(),
+            mems: self.mems.len(),
+        }
+    }
+
+    fn finish(mut self, layout: Layout) -> Emitted {
+        let (hot, cold) = (i64::from(layout.hot), i64::from(layout.cold));
+        let put = |asm: &mut Asm, at: usize, here: i64, target: i64| {
+            let d = (target - (here + at as i64 + 4)) as i32;
+            asm.buf[at..at + 4].copy_from_slice(&d.to_le_bytes());
+        };
+        for (d, c) in std::mem::take(&mut self.to_cold) {
+            put(&mut self.hot, d, hot, cold + c as i64);
+        }
+        for (d, h) in std::mem::take(&mut self.to_hot) {
+            put(&mut self.cold, d, cold, hot + h as i64);
+        }
+        for d in std::mem::take(&mut self.to_exit) {
+            put(&mut self.cold, d, cold, i64::from(layout.exit));
+        }
+        for (d, n) in std::mem::take(&mut self.to_insn) {
+            put(&mut self.hot, d, hot, hot + self.starts[n] as i64);
+        }
+        let resolve = |p| match p {
+            Place::None => 0,
+            Place::Hot(h) => layout.hot + h as u32,
+            Place::Insn(n) => layout.hot + self.starts[n] as u32,
+        };
+        let sites = self
+            .sites
+            .iter()
+            .map(|s| Site {
+                kind: s.kind,
+                rip: s.rip,
+                host: resolve(s.host),
+                aux: s.aux,
+            })
+            .collect();
+        let rip = self.block.insns.first().map_or(0, |f| f.i.ip());
+        let insns = self
+            .block
+            .insns
+            .iter()
+            .zip(&self.starts)
+            .map(|(insn, at)| (insn.i.ip().wrapping_sub(rip) as u16, *at as u32))
+            .collect();
+        Emitted {
+            hot: self.hot.buf,
+            cold: self.cold.buf,
+            sites,
+            insns,
+            mems: self.mems,
+            interp: self.interp,
+        }
+    }
+}
+
+/// Lengths to go back to.
+struct Mark {
+    hot: usize,
+    cold: usize,
+    to_cold: usize,
+    to_hot: usize,
+    to_exit: usize,
+    to_insn: usize,
+    sites: usize,
+    mems: usize,
+}

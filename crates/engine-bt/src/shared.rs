@@ -1,0 +1,450 @@
+//! What the vCPUs of one VM share: the code cache, the translator and its lock, invalidation.
+//!
+//! Lock order: `translator`, then a vCPU's `purge`. The translator's lock is never held while guest
+//! instructions execute or a callback of the machine runs; it may be held while waiting for another
+//! vCPU to leave translated code, which takes no lock.
+//!
+//! Self- and cross-modifying code (ENGINE-REVIEW F6, F16): translated pages are marked in the page
+//! tracker *before* their bytes are read for good; write words of such pages are revoked and every
+//! other vCPU that may hold one in a register leaves translated code before the read. A later store
+//! takes the cold path, where the interpreter makes it and the tracker calls
+//! [`CodeWriteHook::code_written`].
+
+use crate::decode::{self, Mode};
+use crate::emit::Asm;
+use crate::index::Index;
+use crate::lazy::LazyArray;
+use crate::lower::{self, Layout, MemSite, Options};
+use crate::peer::Peer;
+use crate::tramp;
+use mimeo_arch_x86::cpuid::CpuModel;
+use mimeo_codemem::CodeMemory;
+use mimeo_memory::{CodeWriteHook, GuestMemory, PageInfo};
+use mimeo_vcpu::EngineError;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+/// Bytes of the code cache: thunks, hot code, cold code.
+const CACHE: usize = 64 << 20;
+const HOT_START: u32 = 4096;
+const COLD_START: u32 = 30 << 20;
+/// More than any block can need.
+const BLOCK_ROOM: u32 = 64 << 10;
+/// Offset of the jump to the exit trampoline.
+const EXIT_THUNK: u32 = 0;
+/// Offset of the entry that empty branch-cache slots lead to.
+const MISS_THUNK: u32 = 64;
+/// Several write words map the page.
+const MANY: u64 = u64::MAX;
+
+/// What identifies a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// Physical page index.
+    pub(crate) page: u32,
+    /// Full RIP: the code embeds linear addresses.
+    pub(crate) rip: u64,
+    /// Mode.
+    pub(crate) mode: Mode,
+}
+
+#[derive(Debug)]
+struct Block {
+    key: Key,
+    entry: u32,
+    /// Chained branches into it: (where the displacement is, what it was).
+    incoming: Vec<(u32, u32)>,
+    meta: BlockMeta,
+}
+
+/// What is kept of a block for the verifier and `--trace`.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockMeta {
+    /// Range of its hot code in the cache.
+    pub(crate) hot: (u32, u32),
+    /// Range of its cold code in the cache.
+    pub(crate) cold: (u32, u32),
+    /// Its checked memory accesses.
+    pub(crate) mems: Box<[MemSite]>,
+}
+
+/// Counters of the translator.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct TranslatorStats {
+    pub(crate) blocks: u64,
+    pub(crate) insns: u64,
+    pub(crate) guest_bytes: u64,
+    pub(crate) host_bytes: u64,
+    pub(crate) cold_bytes: u64,
+    pub(crate) interp_insns: u64,
+    pub(crate) links: u64,
+    pub(crate) invalidations: u64,
+    pub(crate) drops: u64,
+}
+
+#[derive(Debug)]
+struct Translator {
+    code: CodeMemory,
+    hot: u32,
+    cold: u32,
+    map: HashMap<Key, u32>,
+    blocks: Vec<Option<Block>>,
+    by_page: HashMap<u32, Vec<u32>>,
+    stats: TranslatorStats,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) cpu: Arc<CpuModel>,
+    pub(crate) index: Index,
+    /// Executable address of the cache.
+    base: u64,
+    translator: Mutex<Translator>,
+    peers: RwLock<Vec<Weak<Peer>>>,
+    /// For each page: which write word maps it (see [`Self::note_writer`]).
+    writers: LazyArray,
+    /// Status flags are kept exact at every instruction, also where they are dead.
+    precise_flags: bool,
+}
+
+struct Hook(Weak<Shared>);
+
+impl CodeWriteHook for Hook {
+    fn code_written(&self, page: usize, _offset: usize, _len: usize) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.invalidate(page as u32);
+        }
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn host_error(what: &str) -> impl FnOnce(std::io::Error) -> EngineError {
+    move |source| EngineError::Host {
+        what: what.to_owned(),
+        source,
+    }
+}
+
+impl Shared {
+    /// Sets up the code cache of one VM.
+    pub(crate) fn new(
+        memory: Arc<GuestMemory>,
+        cpu: Arc<CpuModel>,
+        precise_flags: bool,
+    ) -> Result<Arc<Self>, EngineError> {
+        let mut code = CodeMemory::new(CACHE).map_err(|e| EngineError::Unsupported {
+            engine: "bt",
+            reason: e.to_string(),
+        })?;
+        let base = code.base().as_ptr() as u64;
+        let thunks = thunks();
+        code.write(0, &thunks)
+            .map_err(|e| EngineError::Internal(e.to_string()))?;
+        let shared = Arc::new(Self {
+            index: Index::new().map_err(host_error("cannot reserve the block index"))?,
+            writers: LazyArray::new(memory.tracker().pages().max(1))
+                .map_err(host_error("cannot reserve the page map"))?,
+            base,
+            translator: Mutex::new(Translator {
+                code,
+                hot: HOT_START,
+                cold: COLD_START,
+                map: HashMap::new(),
+                blocks: Vec::new(),
+                by_page: HashMap::new(),
+                stats: TranslatorStats::default(),
+            }),
+            peers: RwLock::new(Vec::new()),
+            memory,
+            cpu,
+            precise_flags,
+        });
+        let hook = Arc::new(Hook(Arc::downgrade(&shared)));
+        if shared.memory.tracker().set_code_write_hook(hook).is_err() {
+            return Err(EngineError::Internal(
+                "the guest memory already has a translator".into(),
+            ));
+        }
+        Ok(shared)
+    }
+
+    /// Executable addresses of the cache.
+    pub(crate) fn range(&self) -> std::ops::Range<u64> {
+        self.base..self.base + CACHE as u64
+    }
+
+    /// Where empty slots of a branch cache lead.
+    pub(crate) fn miss_address(&self) -> u64 {
+        self.base + u64::from(MISS_THUNK)
+    }
+
+    /// The executable address of a cache offset.
+    pub(crate) fn address(&self, offset: u32) -> u64 {
+        self.base + u64::from(offset)
+    }
+
+    /// Registers a vCPU.
+    pub(crate) fn add_peer(&self, peer: &Arc<Peer>) {
+        self.peers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::downgrade(peer));
+    }
+
+    fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    pub(crate) fn stats(&self) -> TranslatorStats {
+        lock(&self.translator).stats
+    }
+
+    /// The cache offset at which `key` is translated, translating it if need be. `None`: the
+    /// instruction at RIP cannot start a block.
+    pub(crate) fn block(&self, key: Key, me: &Peer) -> Result<Option<u32>, EngineError> {
+        let mut t = lock(&self.translator);
+        self.block_locked(&mut t, key, me)
+    }
+
+    fn block_locked(
+        &self,
+        t: &mut Translator,
+        key: Key,
+        me: &Peer,
+    ) -> Result<Option<u32>, EngineError> {
+        if let Some(n) = t.map.get(&key) {
+            return Ok(t.blocks[*n as usize].as_ref().map(|b| b.entry));
+        }
+        let Some(page) = self
+            .memory
+            .page_address(key.page as usize)
+            .and_then(|gpa| self.memory.page(gpa))
+        else {
+            return Ok(None);
+        };
+        if !self.index.has_room()
+            || t.hot + BLOCK_ROOM > COLD_START
+            || t.cold + BLOCK_ROOM > CACHE as u32
+        {
+            self.drop_all(t, me);
+        }
+        let Some(decoded) = self.decode(key, &page, me) else {
+            return Ok(None);
+        };
+        let layout = Layout {
+            hot: t.hot.next_multiple_of(16),
+            cold: t.cold,
+            exit: EXIT_THUNK,
+            first_site: self.index.sites(),
+        };
+        let chain_mask = if key.mode.has(Mode::LARGE) {
+            !0x1f_ffff
+        } else {
+            !0xfff
+        };
+        let e = lower::lower(&decoded, Options { chain_mask }, layout);
+        let (hot_end, cold_end) = (
+            layout.hot + e.hot.len() as u32,
+            layout.cold + e.cold.len() as u32,
+        );
+        if hot_end > COLD_START || cold_end > CACHE as u32 {
+            return Err(EngineError::Internal("a block outgrew its room".into()));
+        }
+        for (at, bytes) in [(layout.hot, &e.hot), (layout.cold, &e.cold)] {
+            t.code
+                .write(at as usize, bytes)
+                .map_err(|e| EngineError::Internal(e.to_string()))?;
+        }
+        for s in &e.sites {
+            self.index.add_site(*s);
+        }
+        self.index
+            .add_block(layout.hot, hot_end, key.rip, &e.insns);
+        t.hot = hot_end;
+        t.cold = cold_end;
+        let n = t.blocks.len() as u32;
+        t.stats.blocks += 1;
+        t.stats.insns += decoded.insns.len() as u64;
+        t.stats.guest_bytes += decoded.next.wrapping_sub(key.rip);
+        t.stats.host_bytes += e.hot.len() as u64;
+        t.stats.cold_bytes += e.cold.len() as u64;
+        t.stats.interp_insns += u64::from(e.interp);
+        t.blocks.push(Some(Block {
+            key,
+            entry: layout.hot,
+            incoming: Vec::new(),
+            meta: BlockMeta {
+                hot: (layout.hot, hot_end),
+                cold: (layout.cold, cold_end),
+                mems: e.mems.into(),
+            },
+        }));
+        t.map.insert(key, n);
+        t.by_page.entry(key.page).or_default().push(n);
+        Ok(Some(layout.hot))
+    }
+
+    /// Decodes, with the page marked and revoked before the bytes count.
+    fn decode(&self, key: Key, page: &PageInfo, me: &Peer) -> Option<decode::Decoded> {
+        let tracker = self.memory.tracker();
+        let gpa = self.memory.page_address(page.index)?;
+        let mut before = [0; 4096];
+        let mut after = [0; 4096];
+        for _ in 0..16 {
+            self.memory.read(gpa, &mut before).ok()?;
+            let d = decode::block(&before, key.rip, key.mode, &self.cpu, self.precise_flags);
+            if d.insns.is_empty() {
+                return None;
+            }
+            for &(offset, len) in &d.ranges {
+                tracker.mark_code(page.index, offset, len);
+            }
+            self.revoke(page.index, me);
+            self.memory.read(gpa, &mut after).ok()?;
+            if d.ranges
+                .iter()
+                .all(|&(o, n)| before.get(o..o + n) == after.get(o..o + n))
+            {
+                return Some(d);
+            }
+        }
+        None
+    }
+
+    /// Remembers that vCPU `vcpu`'s view `view` has a write word for `page` at `index`.
+    pub(crate) fn note_writer(&self, page: usize, vcpu: u32, view: u8, index: usize) {
+        let word = 1 << 63 | u64::from(vcpu) << 44 | u64::from(view) << 40 | index as u64;
+        let mut old = self.writers.get(page);
+        while old != word && old != MANY {
+            let new = if old == 0 { word } else { MANY };
+            match self.writers.compare_exchange(page, old, new) {
+                Ok(_) => break,
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Takes back every write word of a page, and waits until no vCPU holds one in a register.
+    fn revoke(&self, page: usize, me: &Peer) {
+        let word = self.writers.swap(page, 0);
+        if word == 0 {
+            return;
+        }
+        let peers = self.peers();
+        let one = (word != MANY).then_some((word >> 44 & 0xffff) as u32);
+        let concerned: Vec<_> = peers
+            .iter()
+            .filter(|p| one.is_none_or(|v| p.vcpu == v))
+            .collect();
+        for p in &concerned {
+            if one.is_some() {
+                p.revoke_write((word >> 40 & 15) as u8, (word & 0xf_ffff_ffff) as usize);
+            } else {
+                p.request(Peer::FLUSH_WRITES);
+            }
+        }
+        for p in concerned.iter().filter(|p| p.vcpu != me.vcpu) {
+            p.expel();
+        }
+    }
+
+    /// A write hit translated code of `page`: its blocks are gone from now on.
+    fn invalidate(&self, page: u32) {
+        let mut t = lock(&self.translator);
+        let Some(list) = t.by_page.remove(&page) else {
+            return;
+        };
+        t.stats.invalidations += 1;
+        for n in list {
+            if let Some(b) = t.blocks[n as usize].take() {
+                t.map.remove(&b.key);
+                for (at, old) in b.incoming {
+                    // In range by construction; a patch into dead code is harmless.
+                    let _ = t.code.patch_u32(at as usize, old);
+                }
+            }
+        }
+        drop(t);
+        for p in self.peers() {
+            p.purge(page);
+        }
+    }
+
+    /// Chains the branch whose displacement is at `at` to the block `key`.
+    pub(crate) fn link(&self, at: u32, key: Key, me: &Peer) -> Result<Option<u32>, EngineError> {
+        let mut t = lock(&self.translator);
+        let drops = t.stats.drops;
+        let Some(entry) = self.block_locked(&mut t, key, me)? else {
+            return Ok(None);
+        };
+        // The source may have been dropped meanwhile; then there is nothing to patch.
+        if t.stats.drops == drops && at >= HOT_START && at.is_multiple_of(4) {
+            let old = t
+                .code
+                .read(at as usize, 4)
+                .ok()
+                .and_then(|b| b.try_into().ok())
+                .map(u32::from_le_bytes);
+            let n = t.map.get(&key).copied();
+            if let (Some(old), Some(n)) = (old, n) {
+                let d = entry.wrapping_sub(at + 4);
+                let _ = t.code.patch_u32(at as usize, d);
+                if let Some(b) = t.blocks[n as usize].as_mut() {
+                    b.incoming.push((at, old));
+                }
+                t.stats.links += 1;
+            }
+        }
+        Ok(Some(entry))
+    }
+
+    /// Forgets all translations: the cache is full.
+    fn drop_all(&self, t: &mut Translator, me: &Peer) {
+        for p in self.peers() {
+            p.request(Peer::DROP);
+            if p.vcpu != me.vcpu {
+                p.expel();
+            }
+        }
+        t.map.clear();
+        t.blocks.clear();
+        t.by_page.clear();
+        t.hot = HOT_START;
+        t.cold = COLD_START;
+        t.stats.drops += 1;
+        self.index.clear();
+    }
+
+    /// The emitted code around a cache offset (for `--trace` and debugging): guest RIP, metadata and
+    /// bytes of hot and cold code.
+    pub(crate) fn describe(&self, key: Key) -> Option<(BlockMeta, Vec<u8>, Vec<u8>)> {
+        let t = lock(&self.translator);
+        let b = t.blocks[*t.map.get(&key)? as usize].as_ref()?;
+        let get = |(a, z): (u32, u32)| t.code.read(a as usize, (z - a) as usize).ok();
+        Some((b.meta.clone(), get(b.meta.hot)?, get(b.meta.cold)?))
+    }
+}
+
+/// The fixed code at the start of the cache.
+fn thunks() -> Vec<u8> {
+    let mut asm = Asm::default();
+    // jmp [rip]; dq exit
+    asm.buf.extend_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+    asm.qword(tramp::exit_address());
+    asm.buf.resize(MISS_THUNK as usize, 0xcc);
+    // An empty slot was hit by RIP = 2^64 - 1, whose tag is zero: leave as an unknown target.
+    asm.store_imm32(crate::ctx::field(crate::ctx::at!(site)), tramp::SITE_NO_TARGET);
+    asm.buf.extend_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+    asm.qword(tramp::exit_address());
+    asm.buf
+}
