@@ -4,6 +4,7 @@
 //! disp8 away on both sides. Translated code never pushes or calls; nothing below is a stack.
 
 use crate::emit::{Mem, Reg, reg};
+use std::cell::Cell;
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 
@@ -12,52 +13,50 @@ use std::sync::atomic::AtomicU32;
 #[repr(C, align(64))]
 pub(crate) struct Ctx {
     /// The host's RSP while in translated code.
-    pub(crate) host_rsp: u64,
+    pub(crate) host_rsp: Cell<u64>,
     /// Where to enter translated code (host address).
-    pub(crate) target: u64,
+    pub(crate) target: Cell<u64>,
     /// Which site left translated code ([`crate::index::Site`]).
-    pub(crate) site: u32,
+    pub(crate) site: Cell<u32>,
     /// Host PC of a fault, as an offset into the code cache.
-    pub(crate) fault_pc: u32,
+    pub(crate) fault_pc: Cell<u32>,
     /// E (host R10) on exit: the linear address of a memory site.
-    pub(crate) ea: u64,
+    pub(crate) ea: Cell<u64>,
     /// T (host R11) on exit: the target of an indirect branch.
-    pub(crate) t: u64,
+    pub(crate) t: Cell<u64>,
     /// Not 0 while this vCPU's thread may be executing translated code.
     pub(crate) in_cache: AtomicU32,
     /// Not 0: leave translated code at the next instruction boundary, do not enter.
     pub(crate) kick: AtomicU32,
     /// Guest RIP at an asynchronous exit.
-    pub(crate) rip: u64,
+    pub(crate) rip: Cell<u64>,
     /// rL of the supervisor view with RFLAGS.AC clear.
-    pub(crate) view_sup: u64,
+    pub(crate) view_sup: Cell<u64>,
     /// rL of the supervisor view with RFLAGS.AC set.
-    pub(crate) view_ac: u64,
+    pub(crate) view_ac: Cell<u64>,
     /// rL of the view in use.
-    pub(crate) rl: u64,
+    pub(crate) rl: Cell<u64>,
     /// Guest FS base.
-    pub(crate) fs_base: u64,
+    pub(crate) fs_base: Cell<u64>,
     /// Guest GS base.
-    pub(crate) gs_base: u64,
+    pub(crate) gs_base: Cell<u64>,
     /// The indirect-branch cache in use.
-    pub(crate) ibtc: u64,
+    pub(crate) ibtc: Cell<u64>,
     /// Guest RFLAGS but the six status flags.
-    pub(crate) sysflags: u64,
+    pub(crate) sysflags: Cell<u64>,
     /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
-    pub(crate) status: u64,
+    pub(crate) status: Cell<u64>,
     /// For sequences within one instruction.
-    pub(crate) scratch: u64,
+    pub(crate) scratch: Cell<u64>,
     /// Guest general registers. In translated code only R10, R11, R14 and R15 live here; the slots
     /// of the others are free for spills within one instruction.
-    pub(crate) gpr: [u64; 16],
+    pub(crate) gpr: [Cell<u64>; 16],
     /// Guest YMM registers, while out of translated code.
-    pub(crate) ymm: [[u64; 4]; 16],
+    pub(crate) ymm: Cell<[[u64; 4]; 16]>,
     /// Guest MXCSR, while out of translated code.
-    pub(crate) mxcsr: u32,
+    pub(crate) mxcsr: Cell<u32>,
     /// The monitor's MXCSR.
-    pub(crate) host_mxcsr: u32,
-    /// Further scratch words.
-    pub(crate) scratch2: [u64; 2],
+    pub(crate) host_mxcsr: Cell<u32>,
 }
 
 const ORIGIN: i32 = offset_of!(Ctx, gpr) as i32;
@@ -108,41 +107,42 @@ pub(crate) const fn in_memory(n: usize) -> bool {
 impl Ctx {
     /// A zeroed context with default control words.
     pub(crate) fn new() -> Self {
+        let word = || Cell::new(0);
         Self {
-            host_rsp: 0,
-            target: 0,
-            site: 0,
-            fault_pc: 0,
-            ea: 0,
-            t: 0,
+            host_rsp: word(),
+            target: word(),
+            site: Cell::new(0),
+            fault_pc: Cell::new(0),
+            ea: word(),
+            t: word(),
             in_cache: AtomicU32::new(0),
             kick: AtomicU32::new(0),
-            rip: 0,
-            view_sup: 0,
-            view_ac: 0,
-            rl: 0,
-            fs_base: 0,
-            gs_base: 0,
-            ibtc: 0,
-            sysflags: 2,
-            status: 0,
-            scratch: 0,
-            gpr: [0; 16],
-            ymm: [[0; 4]; 16],
-            mxcsr: 0x1f80,
-            host_mxcsr: 0x1f80,
-            scratch2: [0; 2],
+            rip: word(),
+            view_sup: word(),
+            view_ac: word(),
+            rl: word(),
+            fs_base: word(),
+            gs_base: word(),
+            ibtc: word(),
+            sysflags: Cell::new(2),
+            status: word(),
+            scratch: word(),
+            gpr: std::array::from_fn(|_| word()),
+            ymm: Cell::new([[0; 4]; 16]),
+            mxcsr: Cell::new(0x1f80),
+            host_mxcsr: Cell::new(0x1f80),
         }
     }
 
     /// Loads the status flags from an RFLAGS image.
-    pub(crate) fn set_status(&mut self, rflags: u64) {
-        self.status = (rflags >> 11 & 1) | (rflags & 0xd5) << 8;
+    pub(crate) fn set_status(&self, rflags: u64) {
+        self.status.set((rflags >> 11 & 1) | (rflags & 0xd5) << 8);
     }
 
     /// The status flags as bits of RFLAGS.
     pub(crate) fn status_flags(&self) -> u64 {
-        (self.status & 1) << 11 | self.status >> 8 & 0xd5
+        let status = self.status.get();
+        (status & 1) << 11 | status >> 8 & 0xd5
     }
 }
 
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn status_flags_survive_the_packing() {
-        let mut c = Ctx::new();
+        let c = Ctx::new();
         for bits in 0..64u64 {
             let f = (bits & 1)
                 | (bits >> 1 & 1) << 2
@@ -168,7 +168,13 @@ mod tests {
 
     #[test]
     fn hot_fields_are_one_byte_away() {
-        for d in [at!(site), at!(ibtc), at!(scratch), at!(sysflags), at!(status)] {
+        for d in [
+            at!(site),
+            at!(ibtc),
+            at!(scratch),
+            at!(sysflags),
+            at!(status),
+        ] {
             assert!((-128..0).contains(&d));
         }
         assert_eq!(at!(gpr), 0);

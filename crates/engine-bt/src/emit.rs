@@ -473,7 +473,11 @@ impl Asm {
 
     /// seto al.
     pub(crate) fn seto_al(&mut self) {
-        self.insn(&Fields::legacy(Map::M0F, 0x90 | cc::O, false), 0, Rm::Reg(0));
+        self.insn(
+            &Fields::legacy(Map::M0F, 0x90 | cc::O, false),
+            0,
+            Rm::Reg(0),
+        );
     }
 
     /// jmp [m].
@@ -647,7 +651,11 @@ mod tests {
             let mut a = Asm::default();
             a.nops(n);
             assert_eq!(a.pos(), n);
-            assert!(text(&a).iter().all(|s| s.starts_with("nop") || s.starts_with("xchg")));
+            assert!(
+                text(&a)
+                    .iter()
+                    .all(|s| s.starts_with("nop") || s.starts_with("xchg"))
+            );
         }
     }
 }

@@ -129,9 +129,11 @@ impl Index {
             self.insns
                 .set(first + k, u64::from(*guest) << 32 | u64::from(*host));
         }
-        self.insn_count.store(first + insns.len(), Ordering::Relaxed);
+        self.insn_count
+            .store(first + insns.len(), Ordering::Relaxed);
         let n = self.block_count.load(Ordering::Relaxed);
-        self.blocks.set(3 * n, u64::from(start) << 32 | u64::from(end));
+        self.blocks
+            .set(3 * n, u64::from(start) << 32 | u64::from(end));
         self.blocks.set(3 * n + 1, rip);
         self.blocks
             .set(3 * n + 2, (first as u64) << 16 | insns.len() as u64);

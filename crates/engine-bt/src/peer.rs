@@ -6,7 +6,6 @@
 
 use crate::ctx::Ctx;
 use crate::lazy::LazyArray;
-use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Peer {
     /// The vCPU's index.
     pub(crate) vcpu: u32,
-    ctx: Box<UnsafeCell<Ctx>>,
+    ctx: Box<Ctx>,
     /// The tables of each view.
     views: Vec<Arc<LazyArray>>,
     requests: AtomicU32,
@@ -49,7 +48,7 @@ impl Peer {
     pub(crate) fn new(vcpu: u32, views: Vec<Arc<LazyArray>>) -> Self {
         Self {
             vcpu,
-            ctx: Box::new(UnsafeCell::new(Ctx::new())),
+            ctx: Box::new(Ctx::new()),
             views,
             requests: AtomicU32::new(0),
             purge: Mutex::new(Vec::new()),
@@ -59,19 +58,18 @@ impl Peer {
         }
     }
 
-    /// The context block. Only the vCPU's own thread may go through it.
-    pub(crate) fn ctx(&self) -> *mut Ctx {
-        self.ctx.get()
+    /// The context block. Only the vCPU's own thread may look at it (but for its atomics): the
+    /// fields are cells.
+    pub(crate) fn ctx(&self) -> &Ctx {
+        &self.ctx
     }
 
     fn kick_word(&self) -> &AtomicU32 {
-        // SAFETY: the block lives as long as `self`; the field is an atomic, made for sharing.
-        unsafe { &(*self.ctx.get()).kick }
+        &self.ctx.kick
     }
 
     fn in_cache(&self) -> bool {
-        // SAFETY: as in `kick_word`.
-        unsafe { &(*self.ctx.get()).in_cache }.load(Ordering::SeqCst) != 0
+        self.ctx.in_cache.load(Ordering::SeqCst) != 0
     }
 
     /// The vCPU's thread begins to run guest code.
@@ -98,7 +96,9 @@ impl Peer {
             if tid != gettid() {
                 // SAFETY: a signal to a thread of our own process (or to none, if it has ended),
                 // whose handler is installed.
-                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, crate::signal::kick()) };
+                unsafe {
+                    libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, crate::signal::kick())
+                };
             }
         }
     }

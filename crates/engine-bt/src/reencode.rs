@@ -288,8 +288,12 @@ mod tests {
             return None;
         }
         let index = i.memory_index();
-        let index = (index != Register::None)
-            .then(|| (index.number() as Reg, i.memory_index_scale().trailing_zeros() as u8));
+        let index = (index != Register::None).then(|| {
+            (
+                index.number() as Reg,
+                i.memory_index_scale().trailing_zeros() as u8,
+            )
+        });
         Some(Mem {
             base: base.number() as Reg,
             index,

@@ -268,8 +268,7 @@ impl Shared {
         for s in &e.sites {
             self.index.add_site(*s);
         }
-        self.index
-            .add_block(layout.hot, hot_end, key.rip, &e.insns);
+        self.index.add_block(layout.hot, hot_end, key.rip, &e.insns);
         t.hot = hot_end;
         t.cold = cold_end;
         let n = t.blocks.len() as u32;
@@ -443,7 +442,10 @@ fn thunks() -> Vec<u8> {
     asm.qword(tramp::exit_address());
     asm.buf.resize(MISS_THUNK as usize, 0xcc);
     // An empty slot was hit by RIP = 2^64 - 1, whose tag is zero: leave as an unknown target.
-    asm.store_imm32(crate::ctx::field(crate::ctx::at!(site)), tramp::SITE_NO_TARGET);
+    asm.store_imm32(
+        crate::ctx::field(crate::ctx::at!(site)),
+        tramp::SITE_NO_TARGET,
+    );
     asm.buf.extend_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
     asm.qword(tramp::exit_address());
     asm.buf

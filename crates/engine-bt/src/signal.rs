@@ -28,7 +28,7 @@ const ALT_STACK: usize = 256 << 10;
 struct Current {
     lo: u64,
     hi: u64,
-    ctx: *mut Ctx,
+    ctx: *const Ctx,
     index: *const Index,
 }
 
@@ -105,7 +105,7 @@ fn install() {
 }
 
 /// Prepares this thread to run translated code until [`Guard`] is dropped.
-pub(crate) fn enter(range: std::ops::Range<u64>, ctx: *mut Ctx, index: &Index) -> Guard {
+pub(crate) fn enter(range: std::ops::Range<u64>, ctx: *const Ctx, index: &Index) -> Guard {
     install();
     STACK.with(|_| {});
     CURRENT.set(Some(Current {
@@ -172,7 +172,7 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
             if let Some(f) = found.filter(|f| f.boundary) {
                 // SAFETY: the context block of this thread's vCPU; this thread is in translated
                 // code and holds no reference to it.
-                unsafe { (*c.ctx).rip = f.rip };
+                unsafe { (*c.ctx).rip.set(f.rip) };
                 leave(c, regs, tramp::SITE_KICK);
             }
             return true;
@@ -186,7 +186,7 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
     }
     if inside {
         // SAFETY: as above.
-        unsafe { (*c.ctx).fault_pc = (pc - c.lo) as u32 };
+        unsafe { (*c.ctx).fault_pc.set((pc - c.lo) as u32) };
         leave(c, regs, tramp::SITE_FAULT);
         return true;
     }
@@ -195,7 +195,7 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
 
 fn leave(c: &Current, regs: &mut [libc::greg_t; 23], site: u32) {
     // SAFETY: as in `serve`.
-    unsafe { (*c.ctx).site = site };
+    unsafe { (*c.ctx).site.set(site) };
     STEPPING.set(false);
     regs[libc::REG_EFL as usize] &= !TF;
     regs[libc::REG_RIP as usize] = tramp::exit_address() as i64;

@@ -157,11 +157,18 @@ unsafe extern "sysv64" {
 /// # Safety
 /// `ctx.target` is an instruction boundary of live translated code of this vCPU's current mode,
 /// `ctx.rl` and `ctx.ibtc` belong to that mode, the GS base is the distance between the read and
-/// the write tables, and `ctx` is not moved or accessed by anybody else but through its atomics.
-pub(crate) unsafe fn enter(ctx: *mut Ctx) {
+/// the write tables, and nobody else uses `ctx` but through its atomics.
+pub(crate) unsafe fn enter(ctx: &Ctx) {
     // SAFETY: the pointer to the register file inside the caller's context block; the callee
     // restores every callee-saved register and its stack pointer.
-    unsafe { mimeo_bt_enter((&raw mut (*ctx).gpr).cast()) }
+    unsafe {
+        mimeo_bt_enter(
+            std::ptr::from_ref(ctx)
+                .byte_add(std::mem::offset_of!(Ctx, gpr))
+                .cast_mut()
+                .cast(),
+        )
+    }
 }
 
 /// The host address that translated code jumps to in order to leave.

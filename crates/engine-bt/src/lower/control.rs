@@ -137,7 +137,11 @@ impl Lower<'_> {
 
     /// Through the branch cache to a known RIP.
     fn far(&mut self, target: u64, in_cold: bool) {
-        let asm = if in_cold { &mut self.cold } else { &mut self.hot };
+        let asm = if in_cold {
+            &mut self.cold
+        } else {
+            &mut self.hot
+        };
         let slot_at = i32::from(target as u16) * 16;
         asm.store(slot(1), reg::RCX);
         asm.mov_imm(T, target);

@@ -15,6 +15,7 @@ use crate::ctx::{at, field};
 use crate::decode::{Decoded, Insn, Plan};
 use crate::emit::{Asm, reg};
 use crate::index::{Site, SiteKind};
+use mimeo_isa_x86::Unit;
 
 /// A host position inside the block under construction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,11 +177,13 @@ impl Lower<'_> {
     /// Emits in `cold`: note the site and leave.
     fn leave(&mut self, kind: SiteKind, rip: u64, host: Place, aux: usize) {
         let n = self.first_site + self.sites.len() as u32;
+        let fp = self.insn().form.is_some_and(|f| f.unit != Unit::None);
+        let aux = aux as u16 | if fp { crate::vcpu::AUX_FP } else { 0 };
         self.sites.push(Draft {
             kind,
             rip,
             host,
-            aux: aux as u16,
+            aux,
         });
         self.cold.store_imm32(field(at!(site)), n);
         let d = self.cold.jmp();

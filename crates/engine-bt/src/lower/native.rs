@@ -6,9 +6,7 @@ use crate::ctx::{E, HOST, T, in_memory, slot};
 use crate::decode::{Insn, memory};
 use crate::emit::{Mem, Reg};
 use crate::reencode::{Subst, Unencodable, encode};
-use iced_x86::{
-    Code, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
-};
+use iced_x86::{Code, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register};
 use mimeo_isa_x86::Access;
 
 /// An operand register that lives in the context block.
