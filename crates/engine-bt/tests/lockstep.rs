@@ -1,0 +1,350 @@
+//! Random programs on the translator and on the interpreter: same end state, same memory.
+//!
+//! Every program is a few random instructions from the table, in 64-bit mode, on registers that mostly
+//! point into a data area; it ends in HLT, or with the exception of one of its instructions, whose
+//! handler is a HLT. Flags that the last writers leave undefined are not compared.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use mimeo_arch_x86::cpuid::{CpuModel, HostCpu};
+use mimeo_arch_x86::{Cr0, Cr4, DescriptorTable, Efer, RFlags, Seg, Segment, X86State};
+use mimeo_engine_bt::{BtEngine, BtOptions};
+use mimeo_engine_interp::InterpEngine;
+use mimeo_isa_x86::{Access, Class, Form, ImplicitMemory, Unit, lookup};
+use mimeo_memory::GuestMemory;
+use mimeo_vcpu::{CpuIo, Engine, EngineConfig, Exit, MsrError, StopAt, Vcpu, VcpuEvents};
+use std::sync::Arc;
+
+const RAM: u64 = 4 << 20;
+const CODE: u64 = 0x10_0000;
+const DATA: u64 = 0x20_0000;
+const DATA_LEN: u64 = 0x4000;
+const HIGH: u64 = 0xffff_8000_0000_0000;
+
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+struct NoIo;
+
+impl CpuIo for NoIo {
+    fn port_read(&mut self, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&mut self, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: u64, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&mut self, _: u64, _: u8, _: u64) {}
+    fn ack_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+    fn cr8_read(&mut self) -> u8 {
+        0
+    }
+    fn cr8_write(&mut self, _: u8) {}
+    fn msr_read(&mut self, _: u32) -> Result<u64, MsrError> {
+        Err(MsrError)
+    }
+    fn msr_write(&mut self, _: u32, _: u64) -> Result<(), MsrError> {
+        Err(MsrError)
+    }
+    fn tsc(&mut self, retired: u64) -> u64 {
+        retired
+    }
+    fn hypercall(&mut self, _: [u64; 5]) -> u64 {
+        0
+    }
+}
+
+fn host() -> HostCpu {
+    use core::arch::x86_64::__cpuid_count;
+    HostCpu::from_cpuid(
+        |leaf, sub| {
+            let r = __cpuid_count(leaf, sub);
+            [r.eax, r.ebx, r.ecx, r.edx]
+        },
+        7,
+    )
+}
+
+/// Page tables: the first 2 MB in 4 KB pages (page 0x1ff000 not present), the next 2 MB as a large
+/// page, and the same at the bottom of the upper half. IDT: every vector at a HLT, on IST 1.
+fn prepare(m: &GuestMemory) {
+    let put = |at: u64, v: u64| m.write(at, &v.to_le_bytes()).unwrap();
+    put(0x1000, 0x2007);
+    put(0x1800, 0x2007);
+    put(0x2000, 0x3007);
+    put(0x3000, 0x4007);
+    put(0x3008, 0x20_0087);
+    for n in 0..512u64 {
+        put(0x4000 + n * 8, n << 12 | 7);
+    }
+    put(0x4000 + 0x1ff * 8, 0);
+    for v in 0..256u64 {
+        let handler = 0x8000 + v;
+        m.write(handler, &[0xf4]).unwrap();
+        let low = handler & 0xffff | 8 << 16 | 0x8e01_u64 << 32;
+        put(0x9000 + v * 16, low);
+        put(0x9008 + v * 16, 0);
+    }
+    // TSS: IST 1 at offset 36.
+    m.write(0xa000 + 36, &0xf000u64.to_le_bytes()).unwrap();
+    // GDT: null, code, data.
+    put(0xb000, 0);
+    put(0xb008, 0x00af_9b00_0000_ffff);
+    put(0xb010, 0x00cf_9300_0000_ffff);
+}
+
+fn long_mode(r: &mut Rng) -> X86State {
+    let mut s = X86State::reset(0x806f8);
+    s.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::MP | Cr0::WP;
+    s.cr3 = 0x1000;
+    s.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
+    s.efer = Efer::LME | Efer::LMA | Efer::NXE | Efer::SCE;
+    s.xcr0 = 7;
+    let flat = |selector, attr| Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        attr,
+    };
+    s.seg = [flat(0x10, 0xc093); 6];
+    s.seg[Seg::Cs as usize] = flat(8, 0xa09b);
+    s.seg[Seg::Fs as usize].base = DATA + 0x100;
+    s.seg[Seg::Gs as usize].base = HIGH + DATA + 0x200;
+    s.tr.base = 0xa000;
+    s.tr.limit = 103;
+    s.idtr = DescriptorTable {
+        base: 0x9000,
+        limit: 4095,
+    };
+    s.gdtr = DescriptorTable {
+        base: 0xb000,
+        limit: 23,
+    };
+    s.rip = CODE;
+    s.fp.fcw = 0x37f;
+    s.fp.ftw = 0;
+    for g in &mut s.gpr {
+        *g = match r.below(8) {
+            0 => r.next(),
+            1 => r.below(256),
+            2 => HIGH + DATA + r.below(DATA_LEN),
+            3 => DATA + 0xff0 + r.below(32),
+            _ => DATA + r.below(DATA_LEN),
+        };
+    }
+    s.gpr[4] = DATA + 0x2000 + (r.below(512) & !7);
+    if r.below(8) == 0 {
+        s.gpr[4] += r.below(8);
+    }
+    let status = r.next() & RFlags::STATUS.bits();
+    s.rflags = RFlags::from_bits_retain(2 | status);
+    for y in s.fp.ymm.iter_mut().flatten() {
+        *y = if r.below(2) == 0 {
+            r.next()
+        } else {
+            f64::from(r.next() as i32).to_bits()
+        };
+    }
+    s
+}
+
+/// Instructions whose results are not a function of the state compared.
+fn excluded(i: &Instruction, form: &Form) -> bool {
+    use iced_x86::Mnemonic::*;
+    matches!(
+        i.mnemonic(),
+        Rdrand
+            | Rdseed
+            | Rdtsc
+            | Rdtscp
+            | Rcpps
+            | Rcpss
+            | Rsqrtps
+            | Rsqrtss
+            | Vrcpps
+            | Vrcpss
+            | Vrsqrtps
+            | Vrsqrtss
+            | Fnop
+            | Ffreep
+    ) || form.unit == Unit::X87
+}
+
+fn random_instruction(r: &mut Rng, vector: bool, model: &CpuModel) -> (Instruction, Vec<u8>) {
+    loop {
+        let mut b = [0u8; 15];
+        for x in &mut b {
+            *x = r.next() as u8;
+        }
+        let mut at = 0;
+        let mut put = |v: u8| {
+            b[at] = v;
+            at += 1;
+        };
+        match r.below(12) {
+            0 => put(0xf0),
+            1 => put(0x65),
+            2 => put(0x64),
+            3 => put(0x67),
+            4 | 5 => put(0x66),
+            6 if vector => put(0xf2),
+            7 if vector => put(0xf3),
+            _ => {}
+        }
+        if vector && r.below(3) == 0 {
+            put(0xc4);
+            let map = (r.next() & 0xe0) as u8 | (1 + r.below(3)) as u8;
+            put(map);
+            put((r.next() & 0xff) as u8 | if r.below(2) == 0 { 0x78 } else { 0 });
+        } else {
+            if r.below(2) == 0 {
+                put(0x40 | r.below(16) as u8);
+            }
+            if vector || r.below(3) == 0 {
+                put(0x0f);
+                match r.below(4) {
+                    0 => put(0x38),
+                    1 => put(0x3a),
+                    _ => {}
+                }
+            }
+        }
+        let i = Decoder::with_ip(64, &b, CODE, DecoderOptions::NONE).decode();
+        let Some(form) = lookup(i.code()) else {
+            continue;
+        };
+        if !matches!(form.class, Class::Native | Class::Nop)
+            && !matches!(
+                form.implicit_memory,
+                ImplicitMemory::Push(_) | ImplicitMemory::Pop(_)
+            )
+            || form.class == Class::Control
+            || form.class == Class::Monitor
+            || !form.available(|f| model.has(f))
+            || excluded(&i, form)
+            || (form.unit != Unit::None) != vector
+            || form.mem.access == Access::None && vector && r.below(2) == 0
+        {
+            continue;
+        }
+        return (i, b[..i.len()].to_vec());
+    }
+}
+
+/// Status flags that are undefined after `program`.
+fn undefined(program: &[Instruction]) -> u64 {
+    let mut u = 0;
+    for f in program.iter().filter_map(|i| lookup(i.code())) {
+        let f = f.flags;
+        if !f.conditional {
+            u &= !(f.written | f.cleared | f.set);
+        }
+        u |= f.undefined;
+    }
+    u64::from(u)
+}
+
+struct Machine {
+    memory: Arc<GuestMemory>,
+    vcpu: Box<dyn Vcpu>,
+}
+
+impl Machine {
+    fn new(make: impl Fn(EngineConfig) -> Box<dyn Engine>, model: &Arc<CpuModel>) -> Self {
+        let memory = Arc::new(GuestMemory::ram(RAM).unwrap());
+        prepare(&memory);
+        let engine = make(EngineConfig {
+            memory: memory.clone(),
+            cpu: model.clone(),
+            cpus: 1,
+        });
+        let vcpu = engine
+            .create_vcpu(0, Arc::new(VcpuEvents::default()))
+            .unwrap();
+        Self { memory, vcpu }
+    }
+
+    fn run(&mut self, state: &X86State, code: &[u8], data: &[u8]) -> (X86State, Vec<u8>) {
+        self.memory.write(CODE, code).unwrap();
+        self.memory.write(DATA, data).unwrap();
+        self.vcpu.restore(state.clone());
+        let exit = self.vcpu.run(StopAt::default(), &mut NoIo).unwrap();
+        assert_eq!(exit, Exit::Halted);
+        let mut out = vec![0; data.len()];
+        self.memory.read(DATA, &mut out).unwrap();
+        (self.vcpu.save(), out)
+    }
+}
+
+fn compare(seed: u64, cases: u64, vector: bool) {
+    let (model, _) = CpuModel::build("x86-64-v3", &host()).unwrap();
+    let model = Arc::new(model);
+    let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
+    let options = BtOptions {
+        precise_flags: true,
+    };
+    let mut bt = Machine::new(
+        |c| Box::new(BtEngine::with_options(c, options).unwrap()),
+        &model,
+    );
+    let mut r = Rng(seed);
+    for case in 0..cases {
+        let state = long_mode(&mut r);
+        let mut code = Vec::new();
+        let mut program = Vec::new();
+        for _ in 0..1 + r.below(6) {
+            let (mut i, b) = random_instruction(&mut r, vector, &model);
+            i.set_ip(CODE + code.len() as u64);
+            program.push(i);
+            code.extend(b);
+        }
+        code.push(0xf4);
+        let data: Vec<u8> = (0..DATA_LEN + 64).map(|_| r.next() as u8).collect();
+        let (mut a, ma) = interp.run(&state, &code, &data);
+        let (mut b, mb) = bt.run(&state, &code, &data);
+        let mask = RFlags::from_bits_retain(undefined(&program));
+        a.rflags.remove(mask);
+        b.rflags.remove(mask);
+        let diff = mimeo_arch_x86::state::diff(&a, &b);
+        let memory = (0..ma.len()).find(|n| ma[*n] != mb[*n]);
+        if !diff.is_empty() || memory.is_some() {
+            let text: Vec<_> = program.iter().map(|i| format!("{i}")).collect();
+            let diff: Vec<_> = diff.iter().map(|d| format!("{d}")).collect();
+            panic!(
+                "case {case} (seed {seed}): {text:#?}\ninterp / bt: {diff:#?}\nmemory differs at {memory:x?}\n\
+                 flags before {:?}\nregisters before {:x?}",
+                state.rflags, state.gpr
+            );
+        }
+    }
+}
+
+fn cases(default: u64) -> u64 {
+    std::env::var("MIMEO_LOCKSTEP_CASES")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
+}
+
+#[test]
+fn integer_programs() {
+    compare(1, cases(20_000), false);
+}
+
+#[test]
+fn vector_programs() {
+    compare(2, cases(10_000), true);
+}
