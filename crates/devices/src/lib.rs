@@ -1,10 +1,21 @@
 //! Register models of the emulated chips, one folder a device.
+//!
+//! A model is a plain structure: it is handed lines, clocks and sinks, and is told of accesses and
+//! of times; `machines` wraps it in a lock and binds it to addresses. Every model's state is a
+//! serde structure with a version in its name (`SaveRestore`).
 
 pub mod apic;
+#[cfg(test)]
+mod contract;
 pub mod debug_exit;
+pub mod i8042;
 pub mod ioapic;
+pub mod kvmclock;
 pub mod pic;
 pub mod pit;
+pub mod power;
+pub mod rtc;
+pub mod testdev;
 #[cfg(test)]
 mod testing;
 pub mod uart;

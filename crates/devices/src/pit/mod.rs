@@ -129,7 +129,8 @@ impl PortDevice for Pit {
         let (now, value) = (self.now(), value as u8);
         match offset {
             0..=2 => {
-                if self.counters[usize::from(offset)].write(value, now) && offset == 0 {
+                let changed = self.counters[usize::from(offset)].write(value, now);
+                if changed && offset == 0 {
                     self.reprogram(now);
                 }
             }
