@@ -2,6 +2,7 @@
 
 mod args;
 mod deterministic;
+mod guest;
 mod host;
 mod payload;
 mod run;

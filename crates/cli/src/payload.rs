@@ -9,13 +9,22 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+/// An initial RAM disk or module.
+#[derive(Debug)]
+pub enum Disk {
+    /// A file.
+    File(PathBuf),
+    /// Made by ourselves: a name for messages, and the bytes.
+    Bytes(String, Vec<u8>),
+}
+
 /// A kernel with its initial RAM disks and command line.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Boot {
     /// The kernel's file.
     pub kernel: PathBuf,
     /// Initial RAM disks or modules, in order.
-    pub initrds: Vec<PathBuf>,
+    pub initrds: Vec<Disk>,
     /// The kernel's command line.
     pub cmdline: String,
 }
@@ -33,17 +42,18 @@ pub struct OpenBoot {
 
 impl Boot {
     /// Opens everything and recognises the kernel.
-    pub fn open(&self, deterministic: bool) -> Result<OpenBoot, Failure> {
+    pub fn open(self, deterministic: bool) -> Result<OpenBoot, Failure> {
         let first = Payload::open(&self.kernel).map_err(Failure::usage)?;
         let file = open(&self.kernel)?;
         let mut options = BootOptions {
-            cmdline: self.cmdline.clone(),
+            cmdline: self.cmdline,
             ..BootOptions::default()
         };
-        for path in &self.initrds {
-            options
-                .initrds
-                .push(Module::open(path).map_err(Failure::usage)?);
+        for disk in self.initrds {
+            options.initrds.push(match disk {
+                Disk::File(path) => Module::open(&path).map_err(Failure::usage)?,
+                Disk::Bytes(name, bytes) => Module::from_bytes(name, bytes),
+            });
         }
         if !deterministic {
             options.rng_seed = random_seed();

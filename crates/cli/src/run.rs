@@ -1,10 +1,10 @@
 //! `mimeo run`: from flags to a machine, its life, and an exit status.
 
 use crate::args::{MachineArgs, RunArgs};
-use crate::deterministic;
 use crate::host::{self, StopSwitch};
-use crate::payload::Boot;
+use crate::payload::{Boot, Disk};
 use crate::status::{Failure, Status};
+use crate::{deterministic, guest};
 use anyhow::anyhow;
 use mimeo_bus::{NullStream, StreamHost};
 use mimeo_jail::JailError;
@@ -40,18 +40,23 @@ pub fn build(
     })
 }
 
+/// What is to be booted.
 fn boot(args: &RunArgs) -> Result<Boot, Failure> {
-    match (&args.guest, &args.kernel) {
-        (None, Some(kernel)) => Ok(Boot {
-            kernel: kernel.clone(),
-            initrds: args.initrd.clone(),
-            cmdline: args.append.clone(),
-        }),
-        (Some(guest), _) => Err(Failure::usage(anyhow!(
-            "there is no guest `{guest}` yet: give --kernel FILE"
-        ))),
-        (None, None) => Err(Failure::usage(anyhow!("give a guest or --kernel FILE"))),
+    let more = args.initrd.iter().cloned().map(Disk::File);
+    if let Some(guest) = &args.guest {
+        let interactive = host::interactive(&args.serial);
+        let mut boot = guest::prepare(guest, &args.append, interactive)?;
+        boot.initrds.extend(more);
+        return Ok(boot);
     }
+    let Some(kernel) = args.kernel.clone() else {
+        return Err(Failure::usage(anyhow!("give a guest or --kernel FILE")));
+    };
+    Ok(Boot {
+        kernel,
+        initrds: more.collect(),
+        cmdline: args.append.clone(),
+    })
 }
 
 /// Prints the manifest of the machine that the flags describe.

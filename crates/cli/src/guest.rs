@@ -1,0 +1,118 @@
+//! Named guests: images that Mimeo prepares itself.
+
+use crate::payload::{Boot, Disk};
+use crate::status::Failure;
+use anyhow::anyhow;
+use indicatif::{ProgressBar, ProgressStyle};
+use mimeo_image::{DebianOptions, Flavour, Progress, Terminal, debian};
+use rustix::{stdio, termios};
+use std::time::Duration;
+
+/// The names and what they are.
+pub const GUESTS: &[(&str, Flavour)] = &[
+    ("debian", Flavour::Cloud),
+    ("debian-generic", Flavour::Generic),
+];
+
+/// Prepares the guest `name`; `append` is added to its command line.
+pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Failure> {
+    let Some(&(_, flavour)) = GUESTS.iter().find(|(n, _)| *n == name) else {
+        let names: Vec<&str> = GUESTS.iter().map(|(n, _)| *n).collect();
+        return Err(Failure::usage(anyhow!(
+            "there is no guest `{name}`: choose one of {}, or give --kernel FILE",
+            names.join(", ")
+        )));
+    };
+    let options = DebianOptions {
+        flavour,
+        terminal: if interactive { terminal() } else { None },
+        ..DebianOptions::default()
+    };
+    let mut shown = Shown::default();
+    let image = debian(&options, &mut |p| shown.show(p)).map_err(Failure::usage);
+    shown.finish();
+    let image = image?;
+    let mut cmdline = image.cmdline;
+    if !append.is_empty() {
+        cmdline.push(' ');
+        cmdline.push_str(append);
+    }
+    let mut initrds = vec![Disk::Bytes(name.to_owned(), image.initrd)];
+    initrds.extend(image.modules.map(Disk::File));
+    Ok(Boot {
+        kernel: image.kernel,
+        initrds,
+        cmdline,
+    })
+}
+
+/// The terminal that the person looks at.
+fn terminal() -> Option<Terminal> {
+    let size = termios::tcgetwinsize(stdio::stdout()).ok()?;
+    Some(Terminal {
+        term: std::env::var("TERM").unwrap_or_default(),
+        cols: size.ws_col,
+        rows: size.ws_row,
+    })
+}
+
+/// The progress display on standard error; nothing is shown where that is no terminal.
+#[derive(Default)]
+struct Shown {
+    bar: Option<ProgressBar>,
+    what: String,
+}
+
+impl Shown {
+    fn show(&mut self, progress: Progress<'_>) {
+        match progress {
+            Progress::Step(text) => {
+                self.finish();
+                let bar = ProgressBar::new_spinner().with_message(text.to_owned());
+                bar.enable_steady_tick(Duration::from_millis(100));
+                self.bar = Some(bar);
+                self.what.clear();
+            }
+            Progress::Bytes { what, done, total } => {
+                if self.what != what {
+                    self.finish();
+                    self.bar = Some(download_bar(what, total));
+                    self.what = what.to_owned();
+                }
+                if let Some(bar) = &self.bar {
+                    bar.set_length(total.max(done));
+                    bar.set_position(done);
+                }
+            }
+            Progress::Done => self.finish(),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn download_bar(what: &str, total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total)
+        .with_style(style)
+        .with_message(what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_guest_is_told_the_known_ones() {
+        let error = prepare("windows", "", false).unwrap_err().to_string();
+        assert!(
+            error.contains("windows") && error.contains("debian"),
+            "{error}"
+        );
+    }
+}
