@@ -50,7 +50,9 @@ fn boot(args: &RunArgs) -> Result<Boot, Failure> {
         return Ok(boot);
     }
     let Some(kernel) = args.kernel.clone() else {
-        return Err(Failure::usage(anyhow!("give a guest or --kernel FILE")));
+        return Err(Failure::usage(anyhow!(
+            "nothing to boot: name a guest (mimeo run debian) or give --kernel FILE"
+        )));
     };
     Ok(Boot {
         kernel,
