@@ -59,7 +59,8 @@ pub struct DebianOptions {
     pub refresh: bool,
     /// Another directory than the user's cache (for tests).
     pub cache: Option<PathBuf>,
-    /// The terminal, if there is one.
+    /// The terminal; without one the shell runs what it reads as a script: no prompt, no echo. The
+    /// end of the input is told to it by Ctrl-D (byte 4).
     pub terminal: Option<Terminal>,
     /// Modules that init shall load, e.g. `virtio_mmio`; with any, the modules' initramfs comes along.
     pub modules: Vec<String>,
@@ -123,6 +124,9 @@ fn cmdline(opts: &DebianOptions) -> String {
         if t.cols > 0 && t.rows > 0 {
             line.push_str(&format!(" mimeo.cols={} mimeo.rows={}", t.cols, t.rows));
         }
+    }
+    if opts.terminal.is_none() {
+        line.push_str(" mimeo.script");
     }
     if !opts.modules.is_empty() {
         line.push_str(&format!(" mimeo.modules={}", opts.modules.join(",")));
@@ -209,6 +213,7 @@ mod tests {
         };
         let want = "console=ttyS0 quiet mimeo.term=xterm-256color mimeo.cols=80 mimeo.rows=25";
         assert_eq!(cmdline(&opts), want);
+        assert!(cmdline(&DebianOptions::default()).ends_with(" mimeo.script"));
         opts.terminal = Some(Terminal {
             term: "x init=/bin/evil".into(),
             cols: 0,

@@ -13,14 +13,16 @@ mount -t tmpfs -o nosuid,nodev tmpfs /tmp
 ln -sf /proc/self/fd /dev/fd
 ln -sf /proc/mounts /etc/mtab
 
-# Kernel parameters: mimeo.term=, mimeo.cols=, mimeo.rows=, mimeo.hostname=, mimeo.modules=a,b
-TERM=vt100 COLS= ROWS= HOST=debian MODULES=
+# Kernel parameters: mimeo.term=, mimeo.cols=, mimeo.rows=, mimeo.hostname=, mimeo.modules=a,b;
+# mimeo.script: nobody types, so no prompt, no echo, and output as it is.
+TERM=vt100 COLS= ROWS= HOST=debian MODULES= SCRIPT=
 for word in $(cat /proc/cmdline); do
 	case $word in
 	mimeo.term=*) TERM=${word#*=} ;;
 	mimeo.cols=*) COLS=${word#*=} ;;
 	mimeo.rows=*) ROWS=${word#*=} ;;
 	mimeo.hostname=*) HOST=${word#*=} ;;
+	mimeo.script) SCRIPT=1 ;;
 	mimeo.modules=*) MODULES=$(echo "${word#*=}" | tr , ' ') ;;
 	esac
 done
@@ -44,9 +46,16 @@ trap 'end halt' USR1
 trap 'end poweroff' USR2
 trap 'end reboot' TERM
 
-export TERM HOME=/root ENV=/etc/profile PS1='\u@\h:\w\$ '
+export TERM HOME=/root
 cd /root
-setsid -c sh -l <"$tty" >"$tty" 2>&1 &
+if [ -n "$SCRIPT" ]; then
+	stty -echo -onlcr <"$tty"
+	# Through a pipe, so that the shell sees no terminal to be interactive on.
+	setsid -c sh -c 'sh 2>&1 | cat' <"$tty" >"$tty" 2>&1 &
+else
+	export ENV=/etc/profile PS1='\u@\h:\w\$ '
+	setsid -c sh -l <"$tty" >"$tty" 2>&1 &
+fi
 shell=$!
 while kill -0 "$shell" 2>/dev/null; do wait "$shell"; done
 end poweroff

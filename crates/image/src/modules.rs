@@ -149,23 +149,27 @@ impl Modules {
         cpio.finish()
     }
 
-    /// Files that a module depends on, direct dependencies first, as depmod writes them.
+    /// Files that a module depends on, each before those that it depends on itself: the order in
+    /// which modprobe goes through the list from its end.
     fn load_order(&self, name: &str) -> Vec<&str> {
-        let mut order: Vec<&str> = Vec::new();
-        let mut open = vec![name.to_owned()];
-        while let Some(next) = open.pop() {
-            let Some((_, bytes)) = self.found.get(&next) else {
-                continue;
-            };
-            for d in dependencies(bytes) {
-                let file = self.found.get(&d).and_then(|(p, _)| split_version(p));
-                if let Some((_, file)) = file.filter(|(_, f)| !order.contains(f)) {
-                    order.push(file);
-                    open.insert(0, d);
-                }
+        let (mut seen, mut order) = (BTreeSet::from([name.to_owned()]), Vec::new());
+        self.visit(name, &mut seen, &mut order);
+        order.reverse();
+        order
+    }
+
+    /// Appends what `name` depends on, dependencies first.
+    fn visit<'a>(&'a self, name: &str, seen: &mut BTreeSet<String>, order: &mut Vec<&'a str>) {
+        let Some((_, bytes)) = self.found.get(name) else {
+            return;
+        };
+        for d in dependencies(bytes) {
+            if seen.insert(d.clone()) {
+                self.visit(&d, seen, order);
+                let file = self.found.get(&d).and_then(|(path, _)| split_version(path));
+                order.extend(file.map(|(_, file)| file));
             }
         }
-        order
     }
 }
 
@@ -253,8 +257,9 @@ mod tests {
             &at("virtio_blk"),
             "depends=virtio,virtio_ring\0alias=virtio:d00000002v*",
         );
-        offer(&mut m, &at("virtio"), "depends=");
-        offer(&mut m, &at("virtio-ring"), "depends=virtio");
+        // As in Linux 6.1, where the first in the list is needed by the second.
+        offer(&mut m, &at("virtio"), "depends=virtio-ring");
+        offer(&mut m, &at("virtio-ring"), "depends=");
         offer(&mut m, &at("unrelated"), "depends=virtio");
         offer(&mut m, &at("drivers/media/virtio_net"), "depends=");
         assert_eq!(
@@ -264,7 +269,7 @@ mod tests {
         let cpio = m.initramfs();
         let text = String::from_utf8_lossy(&cpio);
         assert!(text.contains("kernel/virtio_blk.ko: kernel/virtio.ko kernel/virtio-ring.ko\n"));
-        assert!(text.contains("kernel/virtio.ko:\n"));
+        assert!(text.contains("kernel/virtio-ring.ko:\n"));
         assert!(text.contains("alias virtio:d00000002v* virtio_blk\n"));
         assert!(!text.contains("unrelated"));
     }
