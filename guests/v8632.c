@@ -353,7 +353,7 @@ TEST(popf_in_protected_mode_by_privilege)
     if (DONE(&r))
         EXPECT_EQ(r.flags & (F_VM | F_RF | F_CF), F_CF);
     r = kernel_regs(); /* reserved bits: 1 is one, 3, 5, 15 zero */
-    RUN(&r, "push -1; popf; pushf; pop ax; push 0; popf");
+    RUN(&r, "push 0xffffbcff; popf; pushf; pop ax; push 0; popf");
     if (DONE(&r))
         EXPECT_EQ(r.ax & 0x802a, 2);
 }
