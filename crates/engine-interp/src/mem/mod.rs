@@ -4,6 +4,7 @@ mod access;
 mod atomic;
 mod raw;
 mod segment;
+mod string;
 mod tlb;
 mod walk;
 
