@@ -71,6 +71,8 @@ pub struct Cpu {
     pub(crate) watch_data: bool,
     /// DR6 bits of a debug trap to be delivered after the current instruction.
     pub pending_debug: u64,
+    /// No single-step trap follows the current instruction, whatever TF was before it.
+    pub(crate) no_step: bool,
     pub(crate) paging: PagingContext,
     pub(crate) paging_for: PagingKey,
     /// Leave the running block after the current instruction.
@@ -127,6 +129,7 @@ impl Cpu {
             check_alignment: false,
             watch_data: false,
             pending_debug: 0,
+            no_step: false,
             paging,
             paging_for,
             leave_block: false,
@@ -246,15 +249,22 @@ impl Cpu {
         self.state.sti_shadow = false;
         self.state.mov_ss_shadow = false;
         let before = self.state.rip;
-        self.state.rip = self.next_rip(op.len);
+        let next = self.next_rip(op.len);
+        self.state.rip = next;
+        // RF holds for one instruction, which may set it anew (IRET).
+        let rf = self.state.rflags & RFlags::RF;
+        self.state.rflags -= RFlags::RF;
+        self.no_step = false;
         match (op.run)(self, op, io) {
             Ok(()) => {
                 self.retired += 1;
-                self.state.rflags.remove(RFlags::RF);
-                system::debug::after_instruction(self, start, io)
+                let branched = self.state.rip != next;
+                system::debug::after_instruction(self, start, branched, io)
             }
             Err(trap) => {
                 self.state.rip = before;
+                self.state.rflags |= rf;
+                self.pending_debug = 0;
                 // The shadows belong to the boundary before the faulting instruction; its
                 // exception ends them (SDM vol. 3, 7.8.3).
                 self.finish_fault(trap, op.len, io)
@@ -290,7 +300,7 @@ impl Cpu {
         match trap.into_kind() {
             TrapKind::Engine(e) => Err(e),
             TrapKind::Yield => Ok(Step::Interrupted),
-            TrapKind::Exception(e) => self.raise(e, io),
+            TrapKind::Exception(e) | TrapKind::NewTask(e) => self.raise(e, io),
         }
     }
 

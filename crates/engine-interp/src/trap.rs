@@ -8,6 +8,10 @@ use mimeo_vcpu::EngineError;
 pub enum TrapKind {
     /// A fault of the instruction, to be delivered to the guest.
     Exception(Exception),
+    /// A fault in the new task after a task switch (SDM vol. 3, 9.3): the state is the new task's,
+    /// and the fault is delivered with RIP as it is there. Handlers of instructions deliver it
+    /// themselves; it leaves only [`crate::Cpu::software_interrupt`].
+    NewTask(Exception),
     /// A repeated string instruction stopped between two iterations because an event is pending;
     /// its registers are exact and RIP goes back to it.
     Yield,
@@ -50,5 +54,12 @@ impl From<EngineError> for Trap {
     #[cold]
     fn from(e: EngineError) -> Self {
         Self(Box::new(TrapKind::Engine(e)))
+    }
+}
+
+impl From<TrapKind> for Trap {
+    #[cold]
+    fn from(kind: TrapKind) -> Self {
+        Self(Box::new(kind))
     }
 }

@@ -53,7 +53,14 @@ impl Cpu {
         }
     }
 
-    fn segment_allows(&self, s: &Segment, first: u64, last: u64, access: Access) -> bool {
+    /// Whether segment `s` allows an access to offsets `first` to `last`.
+    pub(crate) fn segment_allows(
+        &self,
+        s: &Segment,
+        first: u64,
+        last: u64,
+        access: Access,
+    ) -> bool {
         let limit = u64::from(s.limit);
         if !self.state.cr0.contains(Cr0::PE) || self.state.rflags.contains(RFlags::VM) {
             return last <= limit;

@@ -16,6 +16,9 @@ pub(crate) const DR7_GD: u64 = 1 << 13;
 /// DR7's local enables, which a task switch clears: L0 to L3 and LE.
 pub(crate) const DR7_LOCAL: u64 = 0x155;
 
+/// IA32_DEBUGCTL.BTF: single-step on branches only.
+pub(crate) const DEBUGCTL_BTF: u64 = 1 << 1;
+
 /// DR6 as a write of `value` leaves it: reserved bits read as ones, bit 12 as zero.
 pub(crate) fn dr6(value: u64) -> u64 {
     (value & (0xf | DR6_BD | DR6_BS | DR6_BT)) | 0xffff_0ff0
@@ -71,9 +74,11 @@ pub(crate) fn instruction_breakpoint(cpu: &Cpu, mov_ss: bool) -> Option<Exceptio
 pub(crate) fn after_instruction(
     cpu: &mut Cpu,
     start: StepStart,
+    branched: bool,
     io: &mut dyn CpuIo,
 ) -> Result<Step, EngineError> {
-    if start.tf {
+    let every = cpu.state.msr.debugctl & DEBUGCTL_BTF == 0;
+    if start.tf && !cpu.no_step && (every || branched) {
         cpu.pending_debug |= DR6_BS;
     }
     if cpu.pending_debug == 0 || cpu.state.mov_ss_shadow {

@@ -1,9 +1,18 @@
-//! Delivery of exceptions and interrupts through the IDT (SDM vol. 3, chapter 7).
+//! Delivery of exceptions and interrupts (SDM vol. 3, chapter 7; 22.1.4 and 22.3 for real and
+//! virtual-8086 mode), INT n, INT3, INTO, INT1.
 
-use crate::{Cpu, Step, Trap, TrapKind};
-use mimeo_arch_x86::{
-    Activity, Cr0, DescriptorTable, Exception, Gpr, RFlags, Seg, Segment, Vector,
-};
+use super::code_segment::{self, Target};
+use super::operand::is_v86;
+use super::segment::{self, Faults};
+use super::stack::{self, Frame, Stack};
+use super::task::{self, Switch};
+use super::transfer::enter_inner;
+use crate::decode::Lower;
+use crate::{Cpu, Exec, Handler, Op, Step, Trap, TrapKind};
+use iced_x86::{Code, Instruction};
+use mimeo_arch_x86::descriptor::{Descriptor, system_type};
+use mimeo_arch_x86::selector::Selector;
+use mimeo_arch_x86::{Activity, Cr0, Cr4, Exception, Gpr, RFlags, Seg, Vector, tss};
 use mimeo_vcpu::{CpuIo, EngineError};
 
 /// Where an interrupt comes from: decides privilege checks and the EXT bit.
@@ -22,8 +31,8 @@ pub enum Source {
 impl Source {
     /// The EXT bit of error codes of faults during delivery.
     #[must_use]
-    pub fn ext(self) -> u32 {
-        u32::from(self != Self::Software)
+    pub fn ext(self) -> bool {
+        self != Self::Software
     }
 }
 
@@ -40,7 +49,7 @@ pub(crate) fn external(
         Err(trap) => match trap.into_kind() {
             TrapKind::Engine(e) => Err(e),
             TrapKind::Yield => Ok(Step::Interrupted),
-            TrapKind::Exception(e) => raise(cpu, e, io),
+            TrapKind::Exception(e) | TrapKind::NewTask(e) => raise(cpu, e, io),
         },
     }
 }
@@ -60,6 +69,10 @@ pub(crate) fn raise(
     io: &mut dyn CpuIo,
 ) -> Result<Step, EngineError> {
     let mut e = first;
+    if cpu.state.activity == Activity::Halted {
+        // A debug trap after HLT ends it.
+        cpu.state.activity = Activity::Running;
+    }
     loop {
         cpu.note_exception(e);
         cpu.delivered += 1;
@@ -71,15 +84,19 @@ pub(crate) fn raise(
         let second = match trap.into_kind() {
             TrapKind::Engine(e) => return Err(e),
             TrapKind::Yield => return Ok(Step::Interrupted),
-            TrapKind::Exception(second) => second,
+            TrapKind::Exception(second) | TrapKind::NewTask(second) => second,
         };
-        let double = (contributory(e.vector) && contributory(second.vector))
-            || (e.vector == Vector::Pf
-                && (contributory(second.vector) || second.vector == Vector::Pf));
         if e.vector == Vector::Df {
             cpu.note_exception(second);
             cpu.state.activity = Activity::Shutdown;
             return Ok(Step::TripleFault);
+        }
+        let double = (contributory(e.vector) && contributory(second.vector))
+            || (e.vector == Vector::Pf
+                && (contributory(second.vector) || second.vector == Vector::Pf));
+        if double && second.cr2.is_some() {
+            // The second page fault has set CR2 before it became a double fault.
+            prepare(cpu, &second);
         }
         e = if double {
             Exception::with_code(Vector::Df, 0)
@@ -89,24 +106,22 @@ pub(crate) fn raise(
     }
 }
 
-/// What an exception changes before its delivery: CR2, DR6, DR7.GD, RF.
+/// What an exception changes before its delivery: CR2, DR6, DR7.GD, IA32_DEBUGCTL.BTF.
 fn prepare(cpu: &mut Cpu, e: &Exception) {
     if let Some(cr2) = e.cr2 {
         cpu.state.cr2 = cr2;
     }
     if e.vector == Vector::Db {
         // B0 to B3 are replaced, the others accumulate (SDM vol. 3, 19.2.3).
-        cpu.state.dr6 = cpu.state.dr6 & !0xf | e.dr6;
-        cpu.state.dr7 &= !(1 << 13);
+        cpu.state.dr6 = (cpu.state.dr6 & !0xf) | e.dr6;
+        cpu.state.dr7 &= !super::debug::DR7_GD;
+        cpu.state.msr.debugctl &= !super::debug::DEBUGCTL_BTF;
+        cpu.refresh();
     }
 }
 
-/// Whether the saved RFLAGS of this exception have RF set: faults, not traps (SDM vol. 3, 19.3.1.1).
-fn saves_rf(vector: u8, source: Source) -> bool {
-    source == Source::Exception && !matches!(vector, 1 | 3 | 4 | 8 | 18)
-}
-
-/// Delivers vector `vector`; RIP is what the handler returns to. Nothing has changed on `Err`.
+/// Delivers vector `vector`; RIP is what the handler returns to. Nothing has changed on `Err`,
+/// unless it is [`TrapKind::NewTask`].
 ///
 /// # Errors
 /// The fault of the delivery.
@@ -117,195 +132,324 @@ pub(crate) fn deliver(
     code: Option<u32>,
     io: &mut dyn CpuIo,
 ) -> Result<(), Trap> {
+    let event = Event {
+        vector,
+        source,
+        code,
+    };
     if cpu.long_mode {
-        deliver_long(cpu, vector, source, code, io)
-    } else if !cpu.state.cr0.contains(Cr0::PE) {
-        deliver_real(cpu, vector, io)
+        event.long(cpu, io)
+    } else if cpu.state.cr0.contains(Cr0::PE) {
+        event.protected(cpu, io)
     } else {
-        Err(Exception::gp(u32::from(vector) * 8 + 2 + source.ext()).into())
+        let ivt = cpu.state.idtr.base;
+        let limit = u32::from(cpu.state.idtr.limit);
+        if u32::from(vector) * 4 + 3 > limit {
+            return Err(event.idt_fault(Vector::Gp));
+        }
+        real(cpu, vector, ivt, io)
     }
 }
 
-/// Real mode: IVT entry, FLAGS, CS and IP pushed (SDM vol. 3, 22.1.4).
-fn deliver_real(cpu: &mut Cpu, vector: u8, io: &mut dyn CpuIo) -> Result<(), Trap> {
-    let at = u64::from(vector) * 4;
-    if at + 3 > u64::from(cpu.state.idtr.limit) {
-        return Err(Exception::gp(u32::from(vector) * 8 + 2).into());
-    }
-    let entry: u32 = cpu.read_system(cpu.state.idtr.base.wrapping_add(at), io)?;
-    let s = &cpu.state;
-    let frame = [
-        s.rip as u16,
-        s.segment(Seg::Cs).selector,
-        s.rflags.bits() as u16,
-    ];
-    let sp = s.reg(Gpr::Rsp).wrapping_sub(6) & cpu.stack_mask();
-    let bytes: Vec<u8> = frame.iter().flat_map(|w| w.to_le_bytes()).collect();
-    cpu.store_bytes(Seg::Ss as u8, sp, &bytes, io)?;
-    cpu.set_sp(sp);
-    let s = &mut cpu.state;
-    s.rflags -= RFlags::IF | RFlags::TF | RFlags::AC | RFlags::RF;
-    let cs = &mut s.seg[Seg::Cs as usize];
-    cs.selector = (entry >> 16) as u16;
-    cs.base = u64::from(cs.selector) << 4;
-    s.rip = u64::from(entry & 0xffff);
-    Ok(())
-}
-
-struct Gate {
-    selector: u16,
-    offset: u64,
-    ist: u8,
-    trap: bool,
-}
-
-fn read_gate(cpu: &mut Cpu, vector: u8, source: Source, io: &mut dyn CpuIo) -> Result<Gate, Trap> {
-    let error = u32::from(vector) * 8 + 2 + source.ext();
-    let DescriptorTable { base, limit } = cpu.state.idtr;
-    let at = u64::from(vector) * 16;
-    if at + 15 > u64::from(limit) {
-        return Err(Exception::gp(error).into());
-    }
-    let low: u64 = cpu.read_system(base.wrapping_add(at), io)?;
-    let high: u64 = cpu.read_system(base.wrapping_add(at + 8), io)?;
-    let kind = low >> 40 & 0x1f;
-    let dpl = (low >> 45 & 3) as u8;
-    if !matches!(kind, 14 | 15) || (source == Source::Software && dpl < cpu.state.cpl) {
-        return Err(Exception::gp(error).into());
-    }
-    if low >> 47 & 1 == 0 {
-        return Err(Exception::with_code(Vector::Np, error).into());
-    }
-    Ok(Gate {
-        selector: (low >> 16) as u16,
-        offset: low & 0xffff | low >> 32 & 0xffff_0000 | high << 32,
-        ist: (low >> 32 & 7) as u8,
-        trap: kind == 15,
-    })
-}
-
-/// Long mode (SDM vol. 3, 7.14).
-fn deliver_long(
-    cpu: &mut Cpu,
-    vector: u8,
-    source: Source,
-    code: Option<u32>,
-    io: &mut dyn CpuIo,
-) -> Result<(), Trap> {
-    let ext = source.ext();
-    let gate = read_gate(cpu, vector, source, io)?;
-    let cs = target_code(cpu, gate.selector, ext, io)?;
-    let conforming = cs.attr & 4 != 0;
-    let cpl = cpu.state.cpl;
-    let new_cpl = if conforming { cpl } else { cs.dpl() };
-    let stack = if gate.ist != 0 {
-        tss_stack(cpu, 0x24 + 8 * (u64::from(gate.ist) - 1), ext, io)?
-    } else if new_cpl < cpl {
-        tss_stack(cpu, 4 + 8 * u64::from(new_cpl), ext, io)?
+/// Real mode, and virtual-8086 mode's own handlers: FLAGS, CS and IP pushed, CS:IP from the vector
+/// table at `ivt` (SDM vol. 3, 22.1.4).
+fn real(cpu: &mut Cpu, vector: u8, ivt: u64, io: &mut dyn CpuIo) -> Exec {
+    let at = ivt.wrapping_add(u64::from(vector) * 4) & 0xffff_ffff;
+    // In virtual-8086 mode the table is read with the program's own rights.
+    let entry: u32 = if is_v86(cpu) {
+        cpu.read(crate::mem::SYSTEM, at, io)?
     } else {
-        cpu.state.reg(Gpr::Rsp)
+        cpu.read_system(at, io)?
     };
     let s = &cpu.state;
     let mut flags = s.rflags;
-    flags.set(
-        RFlags::RF,
-        flags.contains(RFlags::RF) || saves_rf(vector, source),
-    );
-    let mut frame = vec![
-        s.rip,
-        u64::from(s.segment(Seg::Cs).selector),
-        flags.bits(),
-        s.reg(Gpr::Rsp),
-        u64::from(s.segment(Seg::Ss).selector),
-    ];
-    if let Some(code) = code {
-        frame.insert(0, u64::from(code));
+    let virtual_if = is_v86(cpu) && flags.iopl() < 3;
+    if virtual_if {
+        flags.set(RFlags::IF, flags.contains(RFlags::VIF));
+        flags |= RFlags::IOPL;
     }
-    let bytes: Vec<u8> = frame.iter().flat_map(|q| q.to_le_bytes()).collect();
-    let sp = (stack & !15).wrapping_sub(bytes.len() as u64);
-    let stack_fault = || Trap::from(Exception::ss(ext));
-    if !cpu.is_canonical(sp) || !cpu.is_canonical(sp.wrapping_add(bytes.len() as u64 - 1)) {
-        return Err(stack_fault());
+    let mut frame = Frame::new(2);
+    frame.push(flags.bits());
+    frame.push(s.segment(Seg::Cs).selector);
+    frame.push(s.rip);
+    let sp = Stack::current(cpu, 0).push(cpu, &frame, io)?;
+    let ip = u64::from(entry & 0xffff);
+    let cs = cpu.state.seg[Seg::Cs as usize];
+    if ip > u64::from(cs.limit) {
+        return Err(Exception::gp(0).into());
     }
-    if !cpu.is_canonical(gate.offset) {
-        return Err(Exception::gp(ext).into());
-    }
-    push_frame(cpu, new_cpl, sp, &bytes, io)?;
-    let s = &mut cpu.state;
-    s.gpr[Gpr::Rsp as usize] = sp;
-    s.rip = gate.offset;
-    if new_cpl != cpl {
-        s.seg[Seg::Ss as usize] = Segment {
-            selector: u16::from(new_cpl),
-            base: 0,
-            limit: 0xffff_ffff,
-            attr: Segment::UNUSABLE | u32::from(new_cpl) << 5,
-        };
-    }
-    s.seg[Seg::Cs as usize] = Segment {
-        selector: gate.selector & !3 | u16::from(new_cpl),
-        ..cs
-    };
-    s.cpl = new_cpl;
-    s.rflags -= RFlags::TF | RFlags::NT | RFlags::RF | RFlags::VM;
-    if !gate.trap {
-        s.rflags -= RFlags::IF;
-    }
+    cpu.set_sp(sp);
+    cpu.state.seg[Seg::Cs as usize] = segment::load_real(cpu, cs, (entry >> 16) as u16);
+    cpu.state.rip = ip;
+    let masked = if virtual_if { RFlags::VIF } else { RFlags::IF };
+    cpu.state.rflags -= masked | RFlags::TF | RFlags::AC | RFlags::RF;
     cpu.refresh();
     Ok(())
 }
 
-/// Pushes the frame with the rights of the new privilege level.
-fn push_frame(
-    cpu: &mut Cpu,
-    cpl: u8,
-    sp: u64,
-    bytes: &[u8],
-    io: &mut dyn CpuIo,
-) -> Result<(), Trap> {
-    if cpl < 3 {
-        cpu.as_system(|cpu| cpu.write_bytes(Seg::Ss as u8, sp, bytes, io))
-    } else {
-        cpu.write_bytes(Seg::Ss as u8, sp, bytes, io)
+/// One event on its way through the IDT.
+#[derive(Clone, Copy)]
+struct Event {
+    vector: u8,
+    source: Source,
+    code: Option<u32>,
+}
+
+impl Event {
+    fn ext(&self) -> bool {
+        self.source.ext()
+    }
+
+    /// A fault whose error code names the IDT entry.
+    fn idt_fault(&self, vector: Vector) -> Trap {
+        let code = u32::from(self.vector) * 8 + 2 + u32::from(self.ext());
+        Exception::with_code(vector, code).into()
+    }
+
+    fn faults(&self) -> Faults {
+        Faults {
+            bad: Vector::Gp,
+            ext: self.ext(),
+        }
+    }
+
+    /// Reads and checks the IDT entry of `size` bytes; gives it and, in long mode, its upper half.
+    fn gate(
+        &self,
+        cpu: &mut Cpu,
+        size: u32,
+        kinds: &[u8],
+        io: &mut dyn CpuIo,
+    ) -> Result<(Descriptor, u64), Trap> {
+        let idtr = cpu.state.idtr;
+        let offset = u32::from(self.vector) * size;
+        if offset + size - 1 > u32::from(idtr.limit) {
+            return Err(self.idt_fault(Vector::Gp));
+        }
+        let at = idtr.base.wrapping_add(offset.into());
+        let at = if cpu.long_mode { at } else { at & 0xffff_ffff };
+        let gate = Descriptor(cpu.read_system(at, io)?);
+        let high = if size == 16 {
+            cpu.read_system(at.wrapping_add(8), io)?
+        } else {
+            0
+        };
+        let reachable = self.source != Source::Software || gate.dpl() >= cpu.state.cpl;
+        if !gate.is_system() || !kinds.contains(&gate.kind()) || !reachable {
+            return Err(self.idt_fault(Vector::Gp));
+        }
+        if !gate.present() {
+            return Err(self.idt_fault(Vector::Np));
+        }
+        Ok((gate, high))
+    }
+
+    /// The RFLAGS image that is pushed: RF is set for faults, but not for those of instruction
+    /// breakpoints (SDM vol. 3, 19.3.1.1).
+    fn flags_image(&self, cpu: &Cpu) -> u64 {
+        let fault = self.source == Source::Exception && !matches!(self.vector, 1 | 3 | 4 | 8 | 18);
+        let rf = if fault { RFlags::RF } else { RFlags::empty() };
+        (cpu.state.rflags | rf).bits()
+    }
+
+    /// Protected mode outside long mode (SDM vol. 3, 7.12).
+    fn protected(&self, cpu: &mut Cpu, io: &mut dyn CpuIo) -> Exec {
+        use system_type as t;
+        const KINDS: [u8; 5] = [t::TASK, t::INTERRUPT16, t::TRAP16, t::INTERRUPT, t::TRAP];
+        let (d, _) = self.gate(cpu, 8, &KINDS, io)?;
+        if d.kind() == t::TASK {
+            task::switch(cpu, d.gate().selector(), Switch::Call, self.faults(), io)?;
+            return match self.code {
+                Some(code) => task::push_error_code(cpu, code, self.ext(), io),
+                None => Ok(()),
+            };
+        }
+        let gate = d.gate();
+        let wide = d.kind() & 8 != 0;
+        let (size, ip) = if wide {
+            (4, u64::from(gate.offset()))
+        } else {
+            (2, u64::from(gate.offset() & 0xffff))
+        };
+        let target = code_segment::through_gate(cpu, gate.selector(), false, self.faults(), io)?;
+        let v86 = is_v86(cpu);
+        if v86 && target.cpl != 0 {
+            return Err(self.faults().at(Vector::Gp, gate.selector()));
+        }
+        let clears_if = d.kind() & 1 == 0;
+        self.enter_protected(cpu, &target, ip, size, v86, io)?;
+        self.mask_flags(cpu, clears_if);
+        Ok(())
+    }
+
+    /// Builds the frame and enters the handler, on an inner stack where CPL changes.
+    fn enter_protected(
+        &self,
+        cpu: &mut Cpu,
+        target: &Target,
+        ip: u64,
+        size: u8,
+        v86: bool,
+        io: &mut dyn CpuIo,
+    ) -> Exec {
+        let inner = target.cpl != cpu.state.cpl;
+        let stack = if inner {
+            stack::from_tss(cpu, target.cpl, self.ext(), io)?
+        } else {
+            Stack::current(cpu, self.ext().into())
+        };
+        let mut frame = Frame::new(size);
+        let s = &cpu.state;
+        if v86 {
+            for n in [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es] {
+                frame.push(s.segment(n).selector);
+            }
+        }
+        if inner {
+            frame.push(s.segment(Seg::Ss).selector);
+            frame.push(s.reg(Gpr::Rsp));
+        }
+        frame.push(self.flags_image(cpu));
+        frame.push(cpu.state.segment(Seg::Cs).selector);
+        frame.push(cpu.state.rip);
+        if let Some(code) = self.code {
+            frame.push(code);
+        }
+        target.check_ip(cpu, ip, self.ext().into())?;
+        let sp = stack.push(cpu, &frame, io)?;
+        if v86 {
+            cpu.state.rflags -= RFlags::VM;
+            for n in [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es] {
+                let old = cpu.state.seg[n as usize];
+                cpu.state.seg[n as usize] = segment::null_data(cpu, old, Selector(0));
+            }
+        }
+        enter_inner(cpu, target, ip, stack.ss, sp);
+        Ok(())
+    }
+
+    /// Long mode (SDM vol. 3, 7.14).
+    fn long(&self, cpu: &mut Cpu, io: &mut dyn CpuIo) -> Exec {
+        const KINDS: [u8; 2] = [system_type::INTERRUPT, system_type::TRAP];
+        let (d, high) = self.gate(cpu, 16, &KINDS, io)?;
+        let gate = d.gate();
+        let ip = u64::from(gate.offset()) | high << 32;
+        let target = code_segment::through_gate(cpu, gate.selector(), false, self.faults(), io)?;
+        let ext = self.ext();
+        let inner = target.cpl != cpu.state.cpl;
+        let offset = match gate.ist() {
+            0 => tss::tss64::RSP0 + 8 * u32::from(target.cpl),
+            n => tss::tss64::IST1 + 8 * (u32::from(n) - 1),
+        };
+        let mut stack = if inner || gate.ist() != 0 {
+            stack::from_tss64(cpu, offset, target.cpl, ext, io)?
+        } else {
+            Stack {
+                mask: u64::MAX,
+                ..Stack::current(cpu, ext.into())
+            }
+        };
+        stack.sp &= !15;
+        if !inner {
+            // SS becomes null only with a change of CPL.
+            stack.ss = *cpu.state.segment(Seg::Ss);
+        }
+        let s = &cpu.state;
+        let mut frame = Frame::new(8);
+        frame.push(s.segment(Seg::Ss).selector);
+        frame.push(s.reg(Gpr::Rsp));
+        frame.push(self.flags_image(cpu));
+        frame.push(s.segment(Seg::Cs).selector);
+        frame.push(s.rip);
+        if let Some(code) = self.code {
+            frame.push(code);
+        }
+        target.check_ip(cpu, ip, ext.into())?;
+        let sp = stack.push(cpu, &frame, io)?;
+        enter_inner(cpu, &target, ip, stack.ss, sp);
+        self.mask_flags(cpu, d.kind() == system_type::INTERRUPT);
+        Ok(())
+    }
+
+    /// The flags that a gate clears.
+    fn mask_flags(&self, cpu: &mut Cpu, clears_if: bool) {
+        let s = &mut cpu.state;
+        s.rflags -= RFlags::TF | RFlags::NT | RFlags::RF | RFlags::VM;
+        if clears_if {
+            s.rflags -= RFlags::IF;
+        }
+        cpu.refresh();
     }
 }
 
-/// A stack pointer from the 64-bit TSS.
-fn tss_stack(cpu: &mut Cpu, offset: u64, ext: u32, io: &mut dyn CpuIo) -> Result<u64, Trap> {
+pub(super) fn lower(i: &Instruction, op: &mut Op) -> Option<Lower> {
+    let run: Handler = match i.code() {
+        Code::Int_imm8 => int_n,
+        Code::Int3 => int3,
+        Code::Into => into,
+        Code::Int1 => int1,
+        _ => return None,
+    };
+    op.run = run;
+    Some(Lower::End)
+}
+
+/// Delivers a software interrupt after its instruction. TF is not looked at for it: the delivery
+/// has cleared it (SDM vol. 3, 19.3.1.4).
+fn software(cpu: &mut Cpu, vector: u8, source: Source, io: &mut dyn CpuIo) -> Exec {
+    let done = cpu.software_interrupt(vector, source, io);
+    task::settle(cpu, done, io)?;
+    cpu.no_step = true;
+    Ok(())
+}
+
+fn int_n(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
+    let vector = op.imm as u8;
+    if !is_v86(cpu) {
+        return software(cpu, vector, Source::Software, io);
+    }
+    if cpu.state.cr4.contains(Cr4::VME) && !redirected(cpu, vector, io)? {
+        real(cpu, vector, 0, io)?;
+        cpu.no_step = true;
+        return Ok(());
+    }
+    if cpu.state.rflags.iopl() < 3 {
+        return Err(Exception::gp(0).into());
+    }
+    software(cpu, vector, Source::Software, io)
+}
+
+/// Whether the interrupt redirection bitmap sends INT `vector` to the protected-mode handler: its
+/// bit is set (SDM vol. 3, 22.3.3). The 32 bytes lie before the I/O permission bitmap.
+fn redirected(cpu: &mut Cpu, vector: u8, io: &mut dyn CpuIo) -> Result<bool, Trap> {
+    let gp = || Trap::from(Exception::gp(0));
     let tr = cpu.state.tr;
-    if offset + 7 > u64::from(tr.limit) {
-        let code = u32::from(tr.selector & !3) | ext;
-        return Err(Exception::with_code(Vector::Ts, code).into());
-    }
-    let sp: u64 = cpu.read_system(tr.base.wrapping_add(offset), io)?;
-    if cpu.is_canonical(sp) {
-        Ok(sp)
-    } else {
-        Err(Exception::ss(ext).into())
-    }
-}
-
-/// The 64-bit code segment that a gate names.
-fn target_code(
-    cpu: &mut Cpu,
-    selector: u16,
-    ext: u32,
-    io: &mut dyn CpuIo,
-) -> Result<Segment, Trap> {
-    let code = u32::from(selector & !3) | ext;
-    if selector & !3 == 0 {
-        return Err(Exception::gp(ext).into());
-    }
-    let gp = || Trap::from(Exception::gp(code));
-    let selector = mimeo_arch_x86::selector::Selector(selector);
-    let d = super::segment::read_descriptor(cpu, selector, io)?.ok_or_else(gp)?;
-    let cs = d.segment(selector.0);
-    let is_code = cs.attr & 0x18 == 0x18;
-    if !is_code || cs.dpl() > cpu.state.cpl || !cs.long() || cs.db() {
+    if tr.unusable() || tr.attr & 8 == 0 || tr.limit < tss::tss32::LIMIT {
         return Err(gp());
     }
-    if cs.attr & 0x80 == 0 {
-        return Err(Exception::with_code(Vector::Np, code).into());
+    let map = tr.base.wrapping_add(tss::tss32::IO_MAP.into());
+    let start: u16 = cpu.read_system(map, io)?;
+    let byte = u32::from(start)
+        .checked_sub(32)
+        .map(|at| at + u32::from(vector / 8))
+        .filter(|at| *at <= tr.limit)
+        .ok_or_else(gp)?;
+    let bits: u8 = cpu.read_system(tr.base.wrapping_add(byte.into()), io)?;
+    Ok(bits >> (vector % 8) & 1 != 0)
+}
+
+fn int3(cpu: &mut Cpu, _: &Op, io: &mut dyn CpuIo) -> Exec {
+    software(cpu, Vector::Bp as u8, Source::Software, io)
+}
+
+fn into(cpu: &mut Cpu, _: &Op, io: &mut dyn CpuIo) -> Exec {
+    if cpu.state.rflags.contains(RFlags::OF) {
+        software(cpu, Vector::Of as u8, Source::Software, io)?;
     }
-    Ok(cs)
+    Ok(())
+}
+
+/// INT1: a debug exception that leaves DR6 as it is and ignores the gate's DPL.
+fn int1(cpu: &mut Cpu, _: &Op, io: &mut dyn CpuIo) -> Exec {
+    software(cpu, Vector::Db as u8, Source::Exception, io)
 }
