@@ -34,7 +34,9 @@ pub trait CpuIo {
     fn cr8_write(&mut self, value: u8);
 
     /// RDMSR of a machine-owned MSR: IA32_APIC_BASE, x2APIC 800h-8FFh, IA32_TSC_DEADLINE and the KVM
-    /// paravirtual MSRs. An MSR that nobody knows gives [`MsrError`].
+    /// paravirtual MSRs. An MSR that nobody knows gives [`MsrError`]. As in [`Self::tsc`],
+    /// IA32_TSC_DEADLINE is a value of the counter before IA32_TSC_ADJUST: the engine adds it on
+    /// reading and subtracts it on writing (zero stays zero).
     ///
     /// # Errors
     /// [`MsrError`] where the hardware would raise #GP(0).

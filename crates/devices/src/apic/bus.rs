@@ -1,7 +1,8 @@
 //! Routing of messages between APICs, and what a vCPU thread holds of its own.
 
+use super::address::Address;
 use super::message::{Destination, Message};
-use super::regs::{Ack, Address, ApicFeatures, Effect, LocalApic};
+use super::regs::{Ack, ApicFeatures, Effect, LocalApic};
 use super::timer::ApicClocks;
 use mimeo_bus::{IrqSink, Timed, TimedGuard, TimerService};
 use mimeo_vcpu::{MsrError, VcpuEvents};

@@ -12,6 +12,7 @@
 //! called with an APIC's lock held. [`VcpuEvents`](mimeo_vcpu::VcpuEvents) kicks run under the
 //! APIC's lock and must not come back to it.
 
+mod address;
 mod bus;
 mod message;
 mod regs;

@@ -1,13 +1,15 @@
 //! The register model of one local APIC.
 
-use super::message::{Delivery, Message, icr};
+mod access;
+
+use super::address::Address;
+use super::message::{Delivery, Message};
 use super::timer::{ApicClocks, ApicTimer, ApicTimerV1, Mode};
 use super::vectors::VectorSet;
 use mimeo_bus::{Nanos, RestoreError, SaveRestore, TimedModel};
-use mimeo_vcpu::{EventBits, MsrError, VcpuEvents};
+use mimeo_vcpu::{EventBits, VcpuEvents};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Indexes of LVT entries (SDM vol. 3, 12.5.1): timer, thermal sensor, performance counters, LINT0,
 /// LINT1, error. CMCI is absent: version bits 16 to 23 say so.
@@ -64,58 +66,6 @@ impl Default for ApicFeatures {
             tsc_deadline: true,
             physical_bits: 46,
         }
-    }
-}
-
-/// What others need to know of an APIC to address it, readable without its lock.
-#[derive(Debug, Default)]
-pub(super) struct Address {
-    /// LDR in bits 0 to 31, DFR's model in 32 to 35, enabled 36, x2APIC 37.
-    word: AtomicU64,
-    /// The base of the MMIO window; 1 when closed.
-    window: AtomicU64,
-}
-
-/// One look at an [`Address`].
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Addressed(u64);
-
-impl Addressed {
-    pub(super) const fn enabled(self) -> bool {
-        self.0 & (1 << 36) != 0
-    }
-
-    pub(super) const fn x2apic(self) -> bool {
-        self.0 & (1 << 37) != 0
-    }
-
-    /// Whether a logical destination means this APIC (SDM vol. 3, 12.6.2.2 and 12.12.10.2).
-    pub(super) const fn logical(self, dest: u32, wide: bool) -> bool {
-        let ldr = self.0 as u32;
-        if self.x2apic() {
-            if wide && dest == u32::MAX {
-                return true;
-            }
-            return dest >> 16 == ldr >> 16 && dest & ldr & 0xffff != 0;
-        }
-        let ldr = ldr >> 24;
-        if dest == 0xff || (wide && dest == u32::MAX) {
-            return true;
-        }
-        if (self.0 >> 32) & 0xf == 0xf {
-            return dest & ldr & 0xff != 0 && dest <= 0xff;
-        }
-        dest <= 0xff && dest >> 4 == ldr >> 4 && dest & ldr & 0xf != 0
-    }
-}
-
-impl Address {
-    pub(super) fn get(&self) -> Addressed {
-        Addressed(self.word.load(Ordering::Acquire))
-    }
-
-    pub(super) fn window(&self) -> Option<u64> {
-        Some(self.window.load(Ordering::Acquire)).filter(|&w| w != 1)
     }
 }
 
@@ -273,17 +223,14 @@ impl LocalApic {
 
     /// Tells the bus how this APIC is addressed.
     fn publish(&self) {
-        let word = u64::from(self.ldr())
-            | u64::from(self.s.dfr >> 28) << 32
-            | u64::from(self.enabled()) << 36
-            | u64::from(self.x2apic()) << 37;
-        self.address.word.store(word, Ordering::Release);
-        let window = if self.enabled() && !self.x2apic() {
-            self.s.apic_base & !0xfff
-        } else {
-            1
-        };
-        self.address.window.store(window, Ordering::Release);
+        let window = (self.enabled() && !self.x2apic()).then_some(self.s.apic_base & !0xfff);
+        self.address.set(
+            self.ldr(),
+            self.s.dfr,
+            self.enabled(),
+            self.x2apic(),
+            window,
+        );
     }
 
     /// Processor priority (SDM vol. 3, 12.8.3.1).
@@ -478,249 +425,6 @@ impl LocalApic {
         if entry & LVT_REMOTE_IRR == 0 && self.accept(entry as u8, true) {
             self.s.lvt[lvt::LINT0 + pin] |= LVT_REMOTE_IRR;
         }
-    }
-
-    fn read_register(&mut self, reg: u32) -> Option<u32> {
-        let s = &self.s;
-        Some(match reg {
-            0x02 if self.x2apic() => s.id,
-            0x02 => s.id << 24,
-            0x03 => VERSION,
-            0x08 => u32::from(s.tpr),
-            0x0a => u32::from(self.ppr()),
-            0x0d => self.ldr(),
-            0x0e if !self.x2apic() => s.dfr,
-            0x0f => s.svr,
-            0x10..=0x17 => s.isr.word(reg - 0x10),
-            0x18..=0x1f => s.tmr.word(reg - 0x18),
-            0x20..=0x27 => s.irr.word(reg - 0x20),
-            0x28 => s.esr,
-            0x30 => s.icr as u32,
-            0x31 if !self.x2apic() => (s.icr >> 32) as u32,
-            0x32..=0x37 => s.lvt[(reg - 0x32) as usize],
-            0x38 => self.timer.s.initial,
-            0x39 => self.timer.current(self.mode()),
-            0x3e => self.timer.s.divide,
-            _ => return None,
-        })
-    }
-
-    fn write_register(&mut self, reg: u32, value: u32) -> Option<Effect> {
-        match reg {
-            0x08 => self.set_tpr(value as u8),
-            0x0b => return Some(self.eoi()),
-            0x0f => self.set_svr(value),
-            0x28 => self.s.esr = std::mem::take(&mut self.s.esr_pending),
-            0x30 => return Some(self.send(self.s.icr & !0xffff_ffff | u64::from(value))),
-            0x32..=0x37 => self.set_lvt((reg - 0x32) as usize, value),
-            0x38 => self.timer.set_initial(self.mode(), value),
-            0x3e => self.timer.set_divide(self.mode(), value),
-            _ => return None,
-        }
-        Some(Effect::None)
-    }
-
-    fn set_svr(&mut self, value: u32) {
-        self.s.svr = value & SVR_WRITABLE;
-        if value & SVR_ENABLE == 0 {
-            // Software-disabled: all LVT entries are masked (SDM vol. 3, 12.4.7.2).
-            for lvt in &mut self.s.lvt {
-                *lvt |= LVT_MASKED;
-            }
-        }
-        self.update();
-    }
-
-    fn set_lvt(&mut self, index: usize, value: u32) {
-        let old = self.s.lvt[index];
-        let mut new = value & LVT_WRITABLE[index];
-        if self.s.svr & SVR_ENABLE == 0 {
-            new |= LVT_MASKED;
-        }
-        if index == lvt::TIMER {
-            if !self.features.tsc_deadline {
-                new &= !(1 << 18);
-            }
-            self.timer.set_mode(Mode::of(old), Mode::of(new));
-        }
-        if new & LVT_LEVEL != 0 {
-            new |= old & LVT_REMOTE_IRR;
-        }
-        self.s.lvt[index] = new;
-        if index == lvt::LINT0 || index == lvt::LINT1 {
-            self.lint_changed(index - lvt::LINT0, false);
-        }
-        self.update();
-    }
-
-    fn send(&mut self, value: u64) -> Effect {
-        self.s.icr = if self.x2apic() {
-            value & !icr::STATUS
-        } else {
-            value & (0xff00_0000_0000_0000 | icr::LOW_WRITABLE)
-        };
-        let Some(message) = Message::from_icr(self.s.icr, self.index, self.x2apic()) else {
-            return Effect::None;
-        };
-        let with_vector = matches!(message.delivery, Delivery::Fixed | Delivery::LowestPriority);
-        if with_vector && message.vector < 16 {
-            self.error(esr::SEND_ILLEGAL);
-            return Effect::None;
-        }
-        Effect::Send(message)
-    }
-
-    /// A load from the xAPIC's window. Registers are 32 bits at multiples of 16; smaller loads
-    /// inside one get their part, the bytes between registers read as zero.
-    pub fn mmio_read(&mut self, offset: u64, size: u8) -> u64 {
-        let (reg, at) = ((offset >> 4) as u32 & 0xff, offset & 15);
-        if at + u64::from(size) > 4 && size != 8 {
-            return 0;
-        }
-        let value = self.read_register(reg).unwrap_or_else(|| {
-            self.error(esr::ILLEGAL_REGISTER);
-            0
-        });
-        let mask = u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
-        (u64::from(value) >> (8 * at.min(4))) & mask
-    }
-
-    /// A store to the xAPIC's window. Anything but an aligned 32-bit store is undefined by the
-    /// manual and ignored here (SDM vol. 3, 12.4.1).
-    pub fn mmio_write(&mut self, offset: u64, size: u8, value: u64) -> Effect {
-        if size != 4 || offset & 15 != 0 {
-            return Effect::None;
-        }
-        let (reg, value) = ((offset >> 4) as u32 & 0xff, value as u32);
-        match reg {
-            // The ID is fixed by the machine.
-            0x02 => {}
-            0x0d => {
-                self.s.ldr = value & 0xff00_0000;
-                self.publish();
-            }
-            0x0e => {
-                self.s.dfr = value | 0x0fff_ffff;
-                self.publish();
-            }
-            0x31 => self.s.icr = self.s.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32,
-            _ => match self.write_register(reg, value) {
-                Some(effect) => return effect,
-                None if self.read_register(reg).is_some() => {}
-                None => self.error(esr::ILLEGAL_REGISTER),
-            },
-        }
-        Effect::None
-    }
-
-    /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
-    ///
-    /// # Errors
-    /// [`MsrError`] where the manual asks for #GP(0).
-    pub fn msr_read(&mut self, msr: u32) -> Result<u64, MsrError> {
-        match msr {
-            0x1b => Ok(self.s.apic_base),
-            0x6e0 if self.features.tsc_deadline => Ok(self.timer.deadline_msr(self.mode())),
-            0x830 if self.x2apic() => Ok(self.s.icr),
-            0x800..=0x8ff if self.x2apic() => self
-                .read_register(msr - 0x800)
-                .map(u64::from)
-                .ok_or(MsrError),
-            _ => Err(MsrError),
-        }
-    }
-
-    /// WRMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
-    ///
-    /// # Errors
-    /// [`MsrError`] where the manual asks for #GP(0): unknown and read-only registers, reserved
-    /// bits, forbidden mode transitions (SDM vol. 3, 12.12.1.2 and 12.12.5).
-    pub fn msr_write(&mut self, msr: u32, value: u64) -> Result<Effect, MsrError> {
-        match msr {
-            0x1b => {
-                self.set_base(value)?;
-                Ok(Effect::None)
-            }
-            0x6e0 if self.features.tsc_deadline => {
-                if self.timer.set_deadline(self.mode(), value) {
-                    self.fire_timer();
-                }
-                Ok(Effect::None)
-            }
-            0x800..=0x8ff if self.x2apic() => self.x2apic_write(msr - 0x800, value),
-            _ => Err(MsrError),
-        }
-    }
-
-    fn x2apic_write(&mut self, reg: u32, value: u64) -> Result<Effect, MsrError> {
-        let reserved = match reg {
-            0x08 | 0x3f => !0xff,
-            0x0b | 0x28 => !0,
-            0x0f => !u64::from(SVR_WRITABLE),
-            0x30 => icr::X2_RESERVED,
-            0x32..=0x37 => {
-                let read_only = match reg {
-                    0x35 | 0x36 => LVT_REMOTE_IRR | LVT_STATUS,
-                    _ => LVT_STATUS,
-                };
-                let mut writable = LVT_WRITABLE[(reg - 0x32) as usize];
-                if reg == 0x32 && !self.features.tsc_deadline {
-                    writable &= !(1 << 18);
-                }
-                !u64::from(writable | read_only)
-            }
-            0x38 => !0xffff_ffff,
-            0x3e => !0xb,
-            _ => return Err(MsrError),
-        };
-        if value & reserved != 0 {
-            return Err(MsrError);
-        }
-        match reg {
-            0x30 => Ok(self.send(value)),
-            0x3f if value < 16 => {
-                self.error(esr::SEND_ILLEGAL);
-                Ok(Effect::None)
-            }
-            0x3f => {
-                self.accept(value as u8, false);
-                Ok(Effect::None)
-            }
-            _ => self.write_register(reg, value as u32).ok_or(MsrError),
-        }
-    }
-
-    fn set_base(&mut self, value: u64) -> Result<(), MsrError> {
-        let address = (1u64 << self.features.physical_bits.clamp(36, 52)) - 1;
-        let x2 = if self.features.x2apic {
-            base::X2APIC
-        } else {
-            0
-        };
-        let writable = address & !0xfff | base::BSP | base::ENABLE | x2;
-        let modes = base::ENABLE | base::X2APIC;
-        let forbidden = match (self.s.apic_base & modes, value & modes) {
-            (_, base::X2APIC) => true,
-            (from, to) if from == modes => to == base::ENABLE,
-            (0, to) => to == modes,
-            _ => false,
-        };
-        if value & !writable != 0 || forbidden {
-            return Err(MsrError);
-        }
-        let old = std::mem::replace(&mut self.s.apic_base, value);
-        if old & modes != value & modes {
-            if value & base::ENABLE == 0 {
-                // Enabled again, it comes back as after power-up (SDM vol. 3, 12.4.3).
-                self.init();
-            } else if value & base::X2APIC != 0 {
-                self.s.icr &= 0xffff_ffff;
-                self.s.ldr = 0;
-            }
-        }
-        self.publish();
-        self.update();
-        Ok(())
     }
 
     fn fire_timer(&mut self) {
