@@ -16,6 +16,7 @@ pub const LAYERS: &[(&str, &[&str])] = &[
         "implement",
         &[
             "mimeo-codemem",
+            "mimeo-bt-verify",
             "mimeo-engine-interp",
             "mimeo-engine-bt",
             "mimeo-devices",

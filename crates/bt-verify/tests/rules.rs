@@ -1,0 +1,411 @@
+//! Hand-made blocks: the documented patterns pass; each broken rule is named.
+
+use iced_x86::code_asm::*;
+use mimeo_bt_verify::{Block, Contract, verify};
+
+const SITE: i32 = -64;
+const IBTC: i32 = -8;
+const VIEW: i32 = -16;
+const HOST_RSP: i32 = -80;
+const EXIT: u32 = 0x10;
+const HOT: u32 = 0x1000;
+const COLD: u32 = 0x8000;
+
+fn contract() -> Contract {
+    Contract {
+        readable: vec![-56..0, 0..128],
+        writable: vec![0..64, 64..128],
+        ibtc: IBTC,
+        site: SITE,
+        views: vec![VIEW],
+        bias: 28,
+        ibtc_entries: 1 << 16,
+    }
+}
+
+/// Assembles `body` as a block of one guest instruction that ends by leaving at site 7; `miss` is where
+/// checks branch to.
+fn check(body: impl FnOnce(&mut CodeAssembler, CodeLabel)) -> Result<(), String> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut miss = a.create_label();
+    body(&mut a, miss);
+    a.set_label(&mut miss).unwrap();
+    a.mov(dword_ptr(rsp + SITE), 7).unwrap();
+    a.jmp(u64::from(EXIT)).unwrap();
+    run(&a.assemble(u64::from(HOT)).unwrap())
+}
+
+fn run(hot: &[u8]) -> Result<(), String> {
+    let block = Block {
+        hot,
+        hot_at: HOT,
+        cold: &[],
+        cold_at: COLD,
+        entries: &[0],
+        exit: EXIT,
+        sites: 5..9,
+    };
+    verify(&block, &contract()).map_err(|r| r.why)
+}
+
+/// A checked eight-byte access at RBX through the given table: r11 = addend.
+fn lookup(a: &mut CodeAssembler, miss: CodeLabel, write: bool) {
+    a.rorx(r11, rbx, 48).unwrap();
+    a.shrx(r11, r11, r15).unwrap();
+    if write {
+        a.mov(r11, qword_ptr(r15 + r11 * 8 - 28).gs()).unwrap();
+    } else {
+        a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+    }
+    a.test(r11, r11).unwrap();
+    a.je(miss).unwrap();
+}
+
+fn aligned(a: &mut CodeAssembler, miss: CodeLabel, mask: i32) {
+    a.test(bl, mask).unwrap();
+    a.jne(miss).unwrap();
+}
+
+fn rejected(result: Result<(), String>, why: &str) {
+    let got = result.expect_err(why);
+    assert!(got.contains(why), "{got:?} is not {why:?}");
+}
+
+#[test]
+fn checked_loads_stores_and_constants_pass() {
+    check(|a, miss| {
+        lookup(a, miss, false);
+        aligned(a, miss, 7);
+        a.mov(rax, qword_ptr(rbx + r11)).unwrap();
+        a.add(rcx, qword_ptr(rbx + r11)).unwrap();
+        lookup(a, miss, true);
+        a.xadd(qword_ptr(rbx + r11), rax).unwrap();
+        a.lea(r10, qword_ptr(rbx + r11)).unwrap();
+        a.mov(dword_ptr(r10), 5).unwrap();
+    })
+    .unwrap();
+    check(|a, miss| {
+        a.mov(r11, 0xf_f810_0000u64).unwrap();
+        a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+        a.test(r11, r11).unwrap();
+        a.je(miss).unwrap();
+        a.mov(r10, 0xffff_ff81_0000_0ff8u64).unwrap();
+        a.mov(rax, qword_ptr(r10 + r11)).unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_straddle_test_counts() {
+    let with = |size: i32| {
+        check(|a, miss| {
+            a.mov(r11d, ebx).unwrap();
+            a.or(r11d, -4096).unwrap();
+            a.add(r11d, size - 1).unwrap();
+            a.jb(miss).unwrap();
+            lookup(a, miss, false);
+            a.vmovdqu(ymm0, ymmword_ptr(rbx + r11)).unwrap();
+        })
+    };
+    with(32).unwrap();
+    rejected(with(16), "straddle");
+    rejected(
+        check(|a, miss| {
+            lookup(a, miss, false);
+            aligned(a, miss, 3);
+            a.mov(rax, qword_ptr(rbx + r11)).unwrap();
+        }),
+        "straddle",
+    );
+    // An instruction that faults by itself needs no test; its unaligned sister does.
+    let moved = |unaligned: bool| {
+        check(|a, miss| {
+            lookup(a, miss, false);
+            if unaligned {
+                a.movups(xmm1, xmmword_ptr(rbx + r11))
+            } else {
+                a.movaps(xmm1, xmmword_ptr(rbx + r11))
+            }
+            .unwrap();
+        })
+    };
+    moved(false).unwrap();
+    rejected(moved(true), "straddle");
+}
+
+#[test]
+fn wrong_addresses_are_rejected() {
+    let byte = |f: &dyn Fn(&mut CodeAssembler, CodeLabel)| check(|a, miss| f(a, miss));
+    rejected(byte(&|a, _| a.mov(al, byte_ptr(rbx)).unwrap()), "looked-up");
+    rejected(
+        byte(&|a, _| a.mov(al, byte_ptr(0x1000)).unwrap()),
+        "displacement",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.mov(al, byte_ptr(rcx + r11)).unwrap()
+        }),
+        "looked up",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.mov(al, byte_ptr(rbx + r11 + 1)).unwrap()
+        }),
+        "displacement",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.mov(al, byte_ptr(rbx + r11 * 2)).unwrap()
+        }),
+        "looked-up",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.inc(rbx).unwrap();
+            a.mov(al, byte_ptr(rbx + r11)).unwrap()
+        }),
+        "looked up",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.inc(r11).unwrap();
+            a.mov(al, byte_ptr(rbx + r11)).unwrap()
+        }),
+        "looked up",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.mov(byte_ptr(rbx + r11), al).unwrap()
+        }),
+        "read table",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, false);
+            a.xchg(byte_ptr(rbx + r11), al).unwrap()
+        }),
+        "read table",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, true);
+            a.mov(byte_ptr(rbx + r11).fs(), al).unwrap()
+        }),
+        "segment",
+    );
+    rejected(
+        byte(&|a, m| {
+            lookup(a, m, true);
+            aligned(a, m, 7);
+            a.bts(qword_ptr(rbx + r11), rax).unwrap()
+        }),
+        "bit offset",
+    );
+}
+
+#[test]
+fn the_lookup_itself_is_checked() {
+    // The test of the addend is missing, or is about another copy.
+    let without_test = |second: bool| {
+        check(|a, miss| {
+            if second {
+                lookup(a, miss, false);
+            }
+            a.rorx(r11, rbx, 48).unwrap();
+            a.shrx(r11, r11, r15).unwrap();
+            a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+            a.mov(al, byte_ptr(rbx + r11)).unwrap();
+        })
+    };
+    rejected(without_test(false), "looked up");
+    rejected(without_test(true), "looked up");
+    // The index is not bounded.
+    rejected(
+        check(|a, _| {
+            a.mov(r11, rbx).unwrap();
+            a.sar(r11, 12).unwrap();
+            a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+        }),
+        "bounded",
+    );
+    rejected(
+        check(|a, _| {
+            a.rorx(r11, rbx, 47).unwrap();
+            a.shrx(r11, r11, r15).unwrap();
+            a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+        }),
+        "bounded",
+    );
+    // A store into the table, another displacement, the wrong segment.
+    for n in 0..3 {
+        let result = check(|a, _| {
+            a.rorx(r11, rbx, 48).unwrap();
+            a.shrx(r11, r11, r15).unwrap();
+            match n {
+                0 => a.mov(qword_ptr(r15 + r11 * 8 - 28), rax),
+                1 => a.mov(r11, qword_ptr(r15 + r11 * 8 - 20)),
+                _ => a.mov(r11, qword_ptr(r15 + r11 * 8 - 28).fs()),
+            }
+            .unwrap();
+        });
+        rejected(result, if n == 2 { "segment" } else { "table lookup" });
+    }
+    // Another view's addend.
+    rejected(
+        check(|a, miss| {
+            lookup(a, miss, false);
+            a.mov(r15, qword_ptr(rsp + VIEW)).unwrap();
+            a.mov(al, byte_ptr(rbx + r11)).unwrap();
+        }),
+        "looked up",
+    );
+}
+
+#[test]
+fn a_value_of_an_earlier_iteration_is_not_this_one() {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let (mut miss, mut again, mut body) = (a.create_label(), a.create_label(), a.create_label());
+    a.nop().unwrap();
+    a.set_label(&mut again).unwrap();
+    a.lea(r10, qword_ptr(rbx + 8)).unwrap();
+    a.jrcxz(body).unwrap();
+    a.rorx(r11, r10, 48).unwrap();
+    a.shrx(r11, r11, r15).unwrap();
+    a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+    a.test(r11, r11).unwrap();
+    a.je(miss).unwrap();
+    a.jmp(again).unwrap();
+    a.set_label(&mut body).unwrap();
+    a.mov(al, byte_ptr(r10 + r11)).unwrap();
+    a.set_label(&mut miss).unwrap();
+    a.mov(dword_ptr(rsp + SITE), 7).unwrap();
+    a.jmp(u64::from(EXIT)).unwrap();
+    rejected(run(&a.assemble(u64::from(HOT)).unwrap()), "looked up");
+}
+
+#[test]
+fn the_context_and_the_exit_are_guarded() {
+    check(|a, _| {
+        a.mov(rax, qword_ptr(rsp + 80)).unwrap();
+        a.mov(qword_ptr(rsp + 80), rax).unwrap();
+        a.mov(r15, qword_ptr(rsp + VIEW)).unwrap();
+    })
+    .unwrap();
+    rejected(
+        check(|a, _| a.mov(rax, qword_ptr(rsp + HOST_RSP)).unwrap()),
+        "protected",
+    );
+    rejected(
+        check(|a, _| a.mov(qword_ptr(rsp + IBTC), rax).unwrap()),
+        "protected",
+    );
+    rejected(
+        check(|a, _| a.mov(qword_ptr(rsp + 60), rax).unwrap()),
+        "protected",
+    );
+    rejected(
+        check(|a, _| a.mov(rax, qword_ptr(rsp + rax)).unwrap()),
+        "indexed",
+    );
+    rejected(
+        check(|a, _| a.mov(dword_ptr(rsp + SITE), 9).unwrap()),
+        "not this block's",
+    );
+    rejected(
+        check(|a, _| a.jmp(u64::from(EXIT)).unwrap()),
+        "without a site",
+    );
+    rejected(
+        check(|a, _| a.jmp(u64::from(HOT + 1)).unwrap()),
+        "no instruction",
+    );
+    rejected(check(|a, _| a.jmp(0x2000u64).unwrap()), "no instruction");
+    rejected(run(&[0x90]), "no instruction");
+}
+
+#[test]
+fn the_branch_cache_needs_its_tag() {
+    let through = |compare: bool, tag: i32| {
+        check(|a, miss| {
+            a.mov(r11, 0x1234_5678u64).unwrap();
+            a.mov(r10, qword_ptr(rsp + IBTC)).unwrap();
+            a.mov(rcx, qword_ptr(r10 + tag)).unwrap();
+            a.lea(rcx, qword_ptr(rcx + r11 + 1)).unwrap();
+            let mut hit = a.create_label();
+            if compare {
+                a.jrcxz(hit).unwrap();
+                a.jmp(miss).unwrap();
+            }
+            a.set_label(&mut hit).unwrap();
+            a.mov(rcx, qword_ptr(rsp + 8)).unwrap();
+            a.jmp(qword_ptr(r10 + 0x5_6788)).unwrap();
+        })
+    };
+    through(true, 0x5_6780).unwrap();
+    rejected(through(false, 0x5_6780), "tag");
+    rejected(through(true, 0x5_6770), "tag");
+    rejected(through(true, 0x10_0000), "outside");
+    let indirect = |other: bool| {
+        check(|a, miss| {
+            a.movzx(ecx, r11w).unwrap();
+            a.lea(rcx, qword_ptr(rcx + rcx)).unwrap();
+            a.mov(r10, qword_ptr(rsp + IBTC)).unwrap();
+            a.lea(r10, qword_ptr(r10 + rcx * 8)).unwrap();
+            a.mov(rcx, qword_ptr(r10)).unwrap();
+            if other {
+                a.lea(rcx, qword_ptr(rcx + rdx + 1))
+            } else {
+                a.lea(rcx, qword_ptr(rcx + r11 + 1))
+            }
+            .unwrap();
+            let mut hit = a.create_label();
+            a.jrcxz(hit).unwrap();
+            a.jmp(miss).unwrap();
+            a.set_label(&mut hit).unwrap();
+            a.jmp(qword_ptr(r10 + 8)).unwrap();
+        })
+    };
+    indirect(false).unwrap();
+    rejected(indirect(true), "tag");
+}
+
+#[test]
+fn system_instructions_and_reserved_registers_are_refused() {
+    let one = |f: &dyn Fn(&mut CodeAssembler)| check(|a, _| f(a));
+    rejected(one(&|a| a.syscall().unwrap()), "not on the list");
+    rejected(one(&|a| a.push(rax).unwrap()), "stack");
+    rejected(one(&|a| a.ret().unwrap()), "stack");
+    rejected(one(&|a| a.call(rax).unwrap()), "stack");
+    rejected(one(&|a| a.jmp(rax).unwrap()), "control flow");
+    rejected(one(&|a| a.movsq().unwrap()), "plain operand");
+    rejected(one(&|a| a.maskmovdqu(xmm0, xmm1).unwrap()), "plain operand");
+    rejected(one(&|a| a.cpuid().unwrap()), "not on the list");
+    rejected(one(&|a| a.lar(rax, rcx).unwrap()), "system");
+    rejected(one(&|a| a.int3().unwrap()), "system");
+    rejected(one(&|a| a.wrfsbase(rax).unwrap()), "not on the list");
+    rejected(one(&|a| a.xgetbv().unwrap()), "not on the list");
+    rejected(one(&|a| a.clzero().unwrap()), "not on the list");
+    rejected(
+        one(&|a| a.movdir64b(rax, zmmword_ptr(rsp)).unwrap()),
+        "not on the list",
+    );
+    rejected(
+        one(&|a| a.vpaddq(zmm0, zmm1, zmm2).unwrap()),
+        "not on the list",
+    );
+    rejected(one(&|a| a.mov(r15, rax).unwrap()), "R15");
+    rejected(one(&|a| a.xchg(rax, r15).unwrap()), "R15");
+    rejected(one(&|a| a.lea(rsp, qword_ptr(rsp + 8)).unwrap()), "RSP");
+    rejected(one(&|a| a.mov(fs, eax).unwrap()), "FS");
+    rejected(one(&|a| a.fxsave(m512(rsp)).unwrap()), "");
+}
+
+fn m512(r: AsmRegister64) -> AsmMemoryOperand {
+    zmmword_ptr(r)
+}
