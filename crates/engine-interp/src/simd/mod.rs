@@ -10,7 +10,8 @@
 //!
 //! Not modelled: FERR#/IGNNE# (with CR0.NE clear a pending x87 exception is ignored, as if IGNNE#
 //! were asserted); the last x87 opcode is recorded for unmasked exceptions only, as processors since
-//! the Pentium 4 do (SDM vol. 1, 8.1.9.1).
+//! the Pentium 4 do (SDM vol. 1, 8.1.9.1). MXCSR.PE next to an *unmasked* overflow or underflow is
+//! judged on the rounded result, not with an unbounded exponent (vol. 1, 11.5.2.4 and 11.5.2.5).
 
 mod check;
 mod environment;

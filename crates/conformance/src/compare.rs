@@ -1,0 +1,118 @@
+//! Differences between the two sides after a case.
+
+use crate::case::{Case, Fault, Outcome, State};
+use crate::layout::DATA;
+use mimeo_arch_x86::state::FpState;
+use mimeo_isa_x86::{Form, X87};
+
+/// RFLAGS bits that unprivileged code can see change.
+const FLAGS: u64 = 0x0004_0cd5;
+
+/// What differs, in words; empty if nothing does.
+#[must_use]
+pub fn differences(
+    form: &Form,
+    case: &Case,
+    host: &(Outcome, State),
+    guest: &(Outcome, State),
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut note = |what: &str, host: &dyn std::fmt::Debug, guest: &dyn std::fmt::Debug| {
+        found.push(format!("{what}: host {host:x?}, interpreter {guest:x?}"));
+    };
+    if host.0 != guest.0 {
+        note("outcome", &host.0, &guest.0);
+        return found;
+    }
+    let (h, g) = (&host.1, &guest.1);
+    for n in 0..16 {
+        // In compatibility mode the upper registers and halves are out of sight.
+        let (a, b) = (h.registers.gpr[n], g.registers.gpr[n]);
+        let visible = if case.bits == 64 {
+            u64::MAX
+        } else if n < 8 {
+            0xffff_ffff
+        } else {
+            0
+        };
+        if (a ^ b) & visible != 0 {
+            note(&format!("register {n}"), &a, &b);
+        }
+    }
+    if h.registers.rip != g.registers.rip {
+        note("RIP", &h.registers.rip, &g.registers.rip);
+    }
+    let defined = if host.0 == Outcome::Done {
+        FLAGS & !u64::from(form.flags.undefined)
+    } else {
+        FLAGS
+    };
+    let (a, b) = (h.registers.rflags & defined, g.registers.rflags & defined);
+    if a != b {
+        note("RFLAGS", &a, &b);
+    }
+    if let Some(at) = h.data.iter().zip(&g.data).position(|(a, b)| a != b) {
+        let end = (at + 16).min(h.data.len());
+        let linear = DATA + at as u64;
+        note(
+            &format!("memory at {linear:#x}"),
+            &&h.data[at..end],
+            &&g.data[at..end],
+        );
+    }
+    if case.uses_fp {
+        let mut host_fp = h.fp.clone();
+        if host.0 == Outcome::Fault(Fault::FloatingPoint) {
+            forgive_precision(case, &mut host_fp, &g.fp);
+        }
+        fp(form, &host_fp, &g.fp, &mut note);
+    }
+    found
+}
+
+/// MXCSR.PE next to an unmasked overflow or underflow: hardware then judges precision with an
+/// unbounded exponent, the interpreter's masked execution with the format's own. Known deviation,
+/// stated in the interpreter.
+fn forgive_precision(case: &Case, host: &mut FpState, guest: &FpState) {
+    const PRECISION: u32 = 0x20;
+    const RANGE: u32 = 0x18;
+    let unmasked = !(case.state.fp.mxcsr >> 7);
+    if host.mxcsr & unmasked & RANGE != 0 {
+        host.mxcsr = host.mxcsr & !PRECISION | guest.mxcsr & PRECISION;
+    }
+}
+
+type Note<'a> = dyn FnMut(&str, &dyn std::fmt::Debug, &dyn std::fmt::Debug) + 'a;
+
+fn fp(form: &Form, h: &FpState, g: &FpState, note: &mut Note<'_>) {
+    let words = [
+        ("FCW", u64::from(h.fcw), u64::from(g.fcw)),
+        ("FSW", u64::from(h.fsw), u64::from(g.fsw)),
+        ("FTW", u64::from(h.ftw), u64::from(g.ftw)),
+        ("MXCSR", u64::from(h.mxcsr), u64::from(g.mxcsr)),
+    ];
+    for (name, a, b) in words {
+        if a != b {
+            note(name, &a, &b);
+        }
+    }
+    // The data pointer and the selectors are recorded differently by processor generations.
+    if form.x87 == X87::Data {
+        if h.fip != g.fip {
+            note("FIP", &h.fip, &g.fip);
+        }
+        if h.fop != g.fop {
+            note("FOP", &h.fop, &g.fop);
+        }
+    }
+    for n in 0..8 {
+        if h.st[n] != g.st[n] {
+            note(&format!("ST({n})"), &h.st[n], &g.st[n]);
+        }
+    }
+    for n in 0..16 {
+        if h.ymm[n] != g.ymm[n] {
+            note(&format!("YMM{n}"), &h.ymm[n], &g.ymm[n]);
+        }
+    }
+}
