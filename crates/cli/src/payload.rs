@@ -93,7 +93,7 @@ impl OpenBoot {
             Some(payload) => payload,
             None => self.read_again()?,
         };
-        let tables = machine.board.firmware_tables(&machine.memory)?;
+        let tables = machine.board.firmware()?;
         self.options.memory_map = tables.memory_map;
         self.options.acpi_rsdp = tables.acpi_rsdp;
         mimeo_boot::load(&machine.memory, &payload, &self.options).map_err(|e| e.to_string())

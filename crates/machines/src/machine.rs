@@ -46,11 +46,12 @@ pub trait Board: Send + Sync {
     /// The machine as vCPU `cpu` sees it; `None` when there is no such vCPU. One call for each.
     fn io(&self, cpu: u32) -> Option<Box<dyn CpuIo + Send>>;
 
-    /// Writes what firmware would have left in memory (ACPI tables) and describes memory.
+    /// Leaves what firmware would have left: ACPI tables in memory, chips set up. After power-on and
+    /// after each reset, before the payload is loaded.
     ///
     /// # Errors
     /// A sentence.
-    fn firmware_tables(&self, memory: &GuestMemory) -> Result<FirmwareTables, String>;
+    fn firmware(&self) -> Result<FirmwareTables, String>;
 
     /// All chips to their power-on state, interrupts withdrawn.
     fn reset(&self);
@@ -81,7 +82,7 @@ pub struct FirmwareTables {
 }
 
 /// The saved state of all chips of a board, one variant a board and version.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum BoardState {
     /// The `microvm` board, version 1.
     MicrovmV1(Box<MicrovmV1>),

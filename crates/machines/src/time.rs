@@ -4,6 +4,7 @@ use crate::tsc::{host_tsc, host_tsc_khz};
 use mimeo_bus::{Clock, HostClock, TimerService, TscClock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The guest's time-stamp counter while time follows the host: the host's counter plus an offset.
 /// It stands still while the machine is paused.
@@ -77,6 +78,8 @@ pub trait MachineTime: Send + Sync {
     fn set_paused(&self, paused: bool);
     /// The counter as vCPU `cpu`, which has retired `retired` instructions, reads it.
     fn tsc(&self, cpu: u32, retired: u64) -> u64;
+    /// The wall clock at VM time zero, in nanoseconds since 1970.
+    fn unix_at_zero(&self) -> i64;
     /// (VM time, counter): what a snapshot holds.
     fn save(&self) -> (u64, u64) {
         (self.clock().now(), self.tsc_clock().tsc())
@@ -91,6 +94,7 @@ pub struct HostTime {
     tsc: Arc<HostTsc>,
     timers: Arc<dyn TimerService>,
     pause_timers: Box<dyn Fn(bool) + Send + Sync>,
+    unix_at_zero: i64,
 }
 
 impl HostTime {
@@ -101,7 +105,12 @@ impl HostTime {
         timers: Arc<dyn TimerService>,
         pause_timers: Box<dyn Fn(bool) + Send + Sync>,
     ) -> Self {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos());
+        let now = clock.now();
         Self {
+            unix_at_zero: i64::try_from(unix).unwrap_or(i64::MAX) - now.cast_signed(),
             clock,
             tsc: Arc::default(),
             timers,
@@ -137,6 +146,10 @@ impl MachineTime for HostTime {
     #[inline]
     fn tsc(&self, _cpu: u32, _retired: u64) -> u64 {
         self.tsc.tsc()
+    }
+
+    fn unix_at_zero(&self) -> i64 {
+        self.unix_at_zero
     }
 
     fn restore(&self, (now, tsc): (u64, u64)) {

@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// The virtual counter's frequency: 1 GHz, so that the counter counts nanoseconds.
 const TSC_KHZ: u64 = 1_000_000;
 
+/// The wall clock of every deterministic run at its start: 1 January 2026, in nanoseconds.
+const UNIX_AT_ZERO: i64 = 1_767_225_600 * 1_000_000_000;
+
 struct VirtualTsc(Arc<VirtualClock>);
 
 impl TscClock for VirtualTsc {
@@ -69,6 +72,10 @@ impl MachineTime for VirtualTime {
 
     fn tsc(&self, _cpu: u32, _retired: u64) -> u64 {
         self.clock.tsc(0)
+    }
+
+    fn unix_at_zero(&self) -> i64 {
+        UNIX_AT_ZERO
     }
 
     fn restore(&self, (now, _tsc): (u64, u64)) {

@@ -1,10 +1,39 @@
-//! What the board tells an operating system through ACPI.
+//! What firmware would have left behind: ACPI tables, and the boot processor's APIC in virtual wire
+//! mode, so that the 8259A pair's interrupts arrive before anybody programs an APIC.
 
+use super::chips::Chips;
 use super::layout::{self, gsi, isa_line};
-use mimeo_boot::acpi::{BoardDescription, InterruptOverride, IoApic, PowerRegisters, SerialPort};
+use crate::machine::FirmwareTables;
+use mimeo_boot::MemoryMap;
+use mimeo_boot::acpi::{
+    self, BoardDescription, InterruptOverride, IoApic, PowerRegisters, SerialPort,
+};
+use mimeo_memory::GuestMemory;
+
+/// Spurious-interrupt vector register: software-enabled, vector FFh (SDM vol. 3, 12.9).
+const SVR: (u64, u64) = (0xf0, 0x1ff);
+/// LVT LINT0: ExtINT, not masked (SDM vol. 3, 12.5.1).
+const LINT0: (u64, u64) = (0x350, 0x700);
+/// LVT LINT1: NMI.
+const LINT1: (u64, u64) = (0x360, 0x400);
+
+/// Writes the tables and puts the boot processor's APIC into virtual wire mode (Intel
+/// MultiProcessor Specification 1.4, 3.6.2.2).
+pub(super) fn install(chips: &Chips, memory: &GuestMemory) -> Result<FirmwareTables, String> {
+    let boot = chips.apics.cpu(0).ok_or("a machine without a CPU")?;
+    for (register, value) in [SVR, LINT0, LINT1] {
+        boot.mmio_write(register, 4, value);
+    }
+    let description = description(chips.apics.len() as u32);
+    let rsdp = acpi::install(memory, &description).map_err(|e| e.to_string())?;
+    Ok(FirmwareTables {
+        memory_map: MemoryMap::pc(memory),
+        acpi_rsdp: Some(rsdp),
+    })
+}
 
 /// The board's description for `cpus` CPUs whose APIC IDs are their indices.
-pub(super) fn description(cpus: u32) -> BoardDescription {
+fn description(cpus: u32) -> BoardDescription {
     BoardDescription {
         oem_id: *b"MIMEO ",
         oem_table_id: *b"MICROVM ",

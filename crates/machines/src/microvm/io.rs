@@ -1,11 +1,12 @@
 //! The board as one vCPU sees it.
 
-use super::Chips;
+use super::chips::Chips;
+use super::lock;
 use crate::time::MachineTime;
 use mimeo_bus::{AddressMap, MmioDevice, PortDevice};
 use mimeo_devices::apic::CpuApic;
 use mimeo_vcpu::{CpuIo, MsrError};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// IA32_APIC_BASE (SDM vol. 4, table 2-2).
 const APIC_BASE: u32 = 0x1b;
@@ -49,7 +50,7 @@ fn with_port<R>(
     f: impl FnOnce(&mut dyn PortDevice, u16) -> R,
 ) -> Option<R> {
     let (device, offset) = map.find(u64::from(port))?;
-    let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut device = lock(device);
     // An offset within 64 K ports fits.
     Some(f(&mut *device, offset as u16))
 }
@@ -60,7 +61,7 @@ fn with_mmio<R>(
     f: impl FnOnce(&mut dyn MmioDevice, u64) -> R,
 ) -> Option<R> {
     let (device, offset) = map.find(gpa)?;
-    let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut device = lock(device);
     Some(f(&mut *device, offset))
 }
 
@@ -108,14 +109,14 @@ impl CpuIo for CpuView {
     fn msr_read(&mut self, msr: u32) -> Result<u64, MsrError> {
         match msr {
             APIC_BASE | TSC_DEADLINE | 0x800..=0x8ff => self.apic.msr_read(msr),
-            _ => self.chips.pv_msr_read(self.index, msr),
+            _ => lock(&self.chips.kvm_clock).msr_read(self.index as usize, msr),
         }
     }
 
     fn msr_write(&mut self, msr: u32, value: u64) -> Result<(), MsrError> {
         match msr {
             APIC_BASE | TSC_DEADLINE | 0x800..=0x8ff => self.apic.msr_write(msr, value),
-            _ => self.chips.pv_msr_write(self.index, msr, value),
+            _ => lock(&self.chips.kvm_clock).msr_write(self.index as usize, msr, value),
         }
     }
 

@@ -10,14 +10,14 @@ use std::sync::Arc;
 /// No lock: the wires never change. Lock order: device, then this, then PIC, then I/O APIC, then APIC.
 pub(super) struct Wires {
     pub(super) ioapic: Arc<dyn IrqSink>,
-    pub(super) pic: Option<Arc<dyn IrqSink>>,
+    pub(super) pic: Arc<dyn IrqSink>,
 }
 
 impl IrqSink for Wires {
     fn set_level(&self, pin: u32, level: bool) {
         // The guest uses one of the two; the other has its input masked.
-        if let (Some(pic), 0..16) = (&self.pic, pin) {
-            pic.set_level(pin, level);
+        if pin < 16 {
+            self.pic.set_level(pin, level);
         }
         let gsi = if pin < 16 { gsi(pin as u8) } else { pin };
         self.ioapic.set_level(gsi, level);

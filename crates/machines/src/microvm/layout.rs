@@ -17,34 +17,57 @@ pub const IOAPIC_LEN: u64 = 0x1000;
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// The test device's memory (QEMU's pc-testdev).
 pub const TESTDEV_MMIO: u64 = 0xff00_0000;
+/// Bytes of it.
+pub const TESTDEV_MMIO_LEN: u64 = 0x1_0000;
 
 /// The first serial port.
 pub const COM1: u16 = 0x3f8;
+/// The 8259A pair: (first port, ports, the chip's offset).
+pub const PIC: &[(u16, u16, u16)] = &[(0x20, 2, 0), (0xa0, 2, 2), (0x4d0, 2, 4)];
+/// The 8254 and the speaker port that is wired to it.
+pub const PIT: &[(u16, u16, u16)] = &[(0x40, 4, 0), (0x61, 1, 4)];
+/// The keyboard controller.
+pub const I8042: &[(u16, u16, u16)] = &[(0x60, 1, 0), (0x64, 1, 4)];
+/// The real-time clock and its memory.
+pub const RTC: u16 = 0x70;
+/// The fast A20 gate and reset of PS/2 machines.
+pub const PORT92: u16 = 0x92;
 /// ACPI's PM1a event block: status and enable, two bytes each.
 pub const PM_EVENT: u16 = 0x600;
 /// ACPI's PM1a control block, two bytes.
 pub const PM_CONTROL: u16 = 0x604;
 /// ACPI's power-management timer, four bytes.
 pub const PM_TIMER: u16 = 0x608;
+/// Ports of ACPI's fixed registers, from [`PM_EVENT`] on.
+pub const PM_LEN: u16 = 12;
 /// SLP_TYP of S5, soft off.
 pub const PM_S5: u8 = 5;
 /// The reset control register, where PC chipsets have it.
 pub const RESET: u16 = 0xcf9;
 /// What resets the machine when written there: a hard reset.
 pub const RESET_VALUE: u8 = 0x06;
+/// The test device: port, flush, serial output; the ports of its lines.
+pub const TESTDEV: &[(u16, u16, u16)] = &[(0xe0, 12, 0), (0xf1, 1, 0x11), (0x2000, 24, 0x100)];
 /// QEMU's isa-debug-exit, where test kernels expect it.
 pub const DEBUG_EXIT: u16 = 0xf4;
+
+/// Number of global system interrupts: the I/O APIC's pins.
+pub const GSIS: u32 = 24;
 
 /// ISA interrupt lines.
 pub mod isa_line {
     /// The 8254's counter 0.
     pub const PIT: u8 = 0;
+    /// The keyboard controller's keyboard output.
+    pub const KEYBOARD: u8 = 1;
     /// The first serial port.
     pub const COM1: u8 = 4;
     /// The real-time clock.
     pub const RTC: u8 = 8;
     /// ACPI's system control interrupt.
     pub const SCI: u8 = 9;
+    /// The keyboard controller's auxiliary output.
+    pub const AUX: u8 = 12;
 }
 
 /// The global system interrupt of an ISA line: line for line, but the 8254 is wired to pin 2 of the

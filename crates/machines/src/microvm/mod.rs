@@ -1,55 +1,75 @@
 //! The `microvm` board: what a kernel needs and nothing else (docs/reference/microvm.md).
 //!
 //! Like a PC, so that stock kernels find their way: COM1, 8259A pair, 8254, CMOS clock, i8042 for
-//! the reset, ACPI. No firmware runs: the payload is loaded by the monitor. No screen, no disk
-//! controller of old.
+//! the reset, ACPI. No firmware runs: the payload is loaded by the monitor, which leaves what
+//! firmware would have left. No screen, no disk controller of old.
 
-mod build;
+mod bind;
+mod chips;
 mod firmware;
 mod io;
 mod irq;
 pub mod layout;
 mod state;
 
-pub use build::build;
 pub use state::MicrovmV1;
 
-use crate::machine::{Board, BoardState, FirmwareTables};
+use crate::machine::{Board, BoardState, BuildError, FirmwareTables, Machine, MachineHost};
 use crate::manifest::{Manifest, Range};
 use crate::time::MachineTime;
-use mimeo_boot::{MemoryMap, acpi};
-use mimeo_bus::{AddressMap, MmioDevice, PortDevice, Timed};
-use mimeo_devices::apic::ApicBus;
-use mimeo_devices::ioapic::Ioapic;
-use mimeo_devices::uart::Uart16550;
+use crate::{MachineSpec, Signals, engine, host_cpu};
+use chips::{Chips, Plan};
+use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_memory::{GuestMemory, RegionKind};
-use mimeo_vcpu::{CpuIo, MsrError};
+use mimeo_vcpu::{CpuIo, EngineConfig, VcpuEvents};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// All chips of the board and the maps that lead to them.
-///
-/// Lock order: a port's or MMIO range's device, then the interrupt controllers in the order PIC,
-/// I/O APIC, APIC, then timers and event words.
-struct Chips {
-    ports: AddressMap<dyn PortDevice>,
-    mmio: AddressMap<dyn MmioDevice>,
-    apics: Arc<ApicBus>,
-    ioapic: Arc<Mutex<Ioapic>>,
-    com1: Arc<Timed<Uart16550>>,
-}
-
-impl Chips {
-    fn pv_msr_read(&self, _cpu: u32, _msr: u32) -> Result<u64, MsrError> {
-        Err(MsrError)
-    }
-
-    fn pv_msr_write(&self, _cpu: u32, _msr: u32, _value: u64) -> Result<(), MsrError> {
-        Err(MsrError)
-    }
-}
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Builds a `microvm`.
+///
+/// # Errors
+/// [`BuildError`] says what the specification or the host lacks.
+pub fn build(spec: MachineSpec, host: MachineHost) -> Result<Machine, BuildError> {
+    spec.validate()?;
+    let (mut cpu, mut notes) = CpuModel::build(&spec.cpu, &host_cpu::host_cpu())?;
+    let khz = host.time.tsc_clock().hz() / 1000;
+    cpu.set_tsc_khz(u32::try_from(khz).unwrap_or(u32::MAX));
+    let cpu = Arc::new(cpu);
+    let memory = Arc::new(GuestMemory::new(&layout::ram(spec.memory))?);
+    let events: Vec<Arc<VcpuEvents>> = (0..spec.cpus).map(|_| Arc::default()).collect();
+    let signals = Arc::new(Signals::new(events.clone()));
+    let chips = Chips::assemble(&Plan {
+        spec: &spec,
+        host: &host,
+        cpu: &cpu,
+        memory: &memory,
+        events: &events,
+        signals: &signals,
+    })?;
+    let config = EngineConfig {
+        memory: memory.clone(),
+        cpu: cpu.clone(),
+        cpus: spec.cpus,
+    };
+    let (engine, note) = engine::create(spec.engine, config)?;
+    notes.extend(note);
+    Ok(Machine {
+        board: Arc::new(Microvm {
+            chips: Arc::new(chips),
+            time: host.time,
+            memory: memory.clone(),
+        }),
+        spec,
+        memory,
+        cpu,
+        events,
+        signals,
+        engine,
+        notes,
+    })
 }
 
 /// A built board.
@@ -57,7 +77,6 @@ struct Microvm {
     chips: Arc<Chips>,
     time: Arc<dyn MachineTime>,
     memory: Arc<GuestMemory>,
-    lines: Vec<(u8, &'static str)>,
 }
 
 impl Board for Microvm {
@@ -70,23 +89,20 @@ impl Board for Microvm {
         }))
     }
 
-    fn firmware_tables(&self, memory: &GuestMemory) -> Result<FirmwareTables, String> {
-        let description = firmware::description(self.chips.apics.len() as u32);
-        let rsdp = acpi::install(memory, &description).map_err(|e| e.to_string())?;
-        Ok(FirmwareTables {
-            memory_map: MemoryMap::pc(memory),
-            acpi_rsdp: Some(rsdp),
-        })
+    fn firmware(&self) -> Result<FirmwareTables, String> {
+        firmware::install(&self.chips, &self.memory)
     }
 
     fn reset(&self) {
-        self.chips.com1.lock().reset();
-        lock(&self.chips.ioapic).reset();
-        self.chips.apics.reset();
+        self.chips.reset();
     }
 
     fn set_paused(&self, paused: bool) {
         self.time.set_paused(paused);
+        if !paused {
+            // The guest's watchdogs are told that they were stopped with everything else.
+            lock(&self.chips.kvm_clock).refresh(true);
+        }
     }
 
     fn manifest(&self) -> Manifest {
@@ -105,21 +121,15 @@ impl Board for Microvm {
             })
             .chain(chips.mmio.iter().map(range))
             .collect();
-        memory.push(range((
-            layout::LOCAL_APIC,
-            0x1000,
-            "local apic (each CPU's own)",
-        )));
+        let apic = "local apic (each CPU's own)";
+        memory.push(range((layout::LOCAL_APIC, 0x1000, apic)));
         memory.sort_by_key(|r| r.base);
+        let line = |&(isa, name): &(u8, &str)| (layout::gsi(isa), Some(isa), name.to_owned());
         Manifest {
             board: "microvm".into(),
             memory,
             ports: chips.ports.iter().map(range).collect(),
-            lines: self
-                .lines
-                .iter()
-                .map(|&(isa, name)| (layout::gsi(isa), Some(isa), name.into()))
-                .collect(),
+            lines: chips.lines.iter().map(line).collect(),
             components: MicrovmV1::COMPONENTS.to_vec(),
         }
     }
