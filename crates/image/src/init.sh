@@ -54,7 +54,8 @@ if [ -n "$SCRIPT" ]; then
 	setsid -c sh -c 'sh 2>&1 | cat' <"$tty" >"$tty" 2>&1 &
 else
 	export ENV=/etc/profile PS1='\u@\h:\w\$ '
-	setsid -c sh -l <"$tty" >"$tty" 2>&1 &
+	# Background jobs ignore the interrupt key unless that is undone.
+	/bin/undo-ignore /bin/busybox setsid -c sh -l <"$tty" >"$tty" 2>&1 &
 fi
 shell=$!
 while kill -0 "$shell" 2>/dev/null; do wait "$shell"; done

@@ -1,6 +1,7 @@
 //! The quickstart image's initramfs: busybox, an init of our own, and a few files of /etc.
 
 use crate::cpio::Cpio;
+use crate::undo_ignore;
 
 /// The first process's script.
 const INIT: &[u8] = include_bytes!("init.sh");
@@ -32,6 +33,7 @@ pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
         c.directory(dir, permissions);
     }
     c.file("bin/busybox", 0o755, busybox);
+    c.file("bin/undo-ignore", 0o755, &undo_ignore::program());
     c.file("init", 0o755, INIT);
     // The kernel opens /dev/console for init before devtmpfs is mounted.
     c.character_device("dev/console", 0o600, 5, 1);

@@ -11,6 +11,7 @@ mod debian;
 mod error;
 mod initramfs;
 mod modules;
+mod undo_ignore;
 
 pub use cpio::Cpio;
 pub use debian::{DebianOptions, Flavour, QuickImage, Terminal, debian};
