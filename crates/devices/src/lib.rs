@@ -11,6 +11,7 @@ pub mod debug_exit;
 pub mod i8042;
 pub mod ioapic;
 pub mod kvmclock;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod power;
