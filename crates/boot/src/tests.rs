@@ -219,3 +219,49 @@ fn elf_where_no_ram_is() {
     let e = boot(4, k, vec![]).unwrap_err().to_string();
     assert!(e.contains("-m 129M"), "{e}");
 }
+
+/// Whatever bytes are changed, loading ends with a state or an error.
+#[test]
+fn damaged_kernels_do_no_harm() {
+    let pvh = note(b"Xen\0", 18, &0x10_0020u64.to_le_bytes());
+    let seeds = [
+        synthetic(1000),
+        elf(&[0x90; 100], &pvh),
+        elf(&[0x90; 100], &[]),
+        flat_kernel(),
+    ];
+    let mem = GuestMemory::ram(20 << 20).unwrap();
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize
+    };
+    let (mut loaded, mut refused) = (0, 0);
+    for i in 0..8000 {
+        let mut k = seeds[i % seeds.len()].clone();
+        for _ in 0..1 + next() % 4 {
+            // Headers are at the beginning.
+            let at = next() % k.len().min(0x300);
+            let value = [0, 0xff, 0x80, 0x7f, 1, next() as u8][next() % 6];
+            k[at] = value;
+        }
+        if next() % 8 == 0 {
+            k.truncate(next() % k.len());
+        }
+        let result = Payload::from_bytes("k", k).and_then(|p| {
+            let mut o = opts(&mem, "x");
+            o.initrds = modules();
+            load(&mem, &p, &o)
+        });
+        match result {
+            Ok(_) => loaded += 1,
+            Err(e) => {
+                assert!(e.to_string().contains('k'), "{e}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(loaded > 100 && refused > 100, "{loaded} {refused}");
+}

@@ -51,10 +51,15 @@ impl Apt {
         }
         if self.own_lists {
             let dir = |name: &str, path: &Path| format!("{name}={}", path.display());
-            c.arg("-o")
-                .arg(dir("Dir::State", &self.state.join("state")));
-            c.arg("-o")
-                .arg(dir("Dir::Cache", &self.state.join("cache")));
+            let (state, cache) = (self.state.join("state"), self.state.join("cache"));
+            for option in [
+                dir("Dir::State", &state),
+                dir("Dir::State::lists", &state.join("lists")),
+                dir("Dir::Cache", &cache),
+                dir("Dir::Cache::archives", &cache.join("archives")),
+            ] {
+                c.arg("-o").arg(option);
+            }
             c.args(["-o", "Dir::State::status=/var/lib/dpkg/status"]);
         }
         c
@@ -193,7 +198,8 @@ fn run(mut c: Command, name: &str, dir: &Path, watch: &mut dyn FnMut()) -> Resul
         watch();
     };
     let text = std::fs::read_to_string(&log).unwrap_or_default();
-    let errors: Vec<_> = text.lines().filter(|l| l.starts_with("E:")).collect();
+    let telling = |l: &&str| l.starts_with("E:") || l.starts_with("W: Failed to fetch");
+    let errors: Vec<_> = text.lines().filter(telling).take(2).collect();
     // `apt-get update` ends well even when no list could be fetched.
     let offline = text.contains("Some index files failed to download");
     if status.success() && !offline {
