@@ -86,6 +86,10 @@ impl<'a> Builder<'a> {
         for n in 0..info.op_count() {
             self.operand(n, info.op_kind(n))?;
         }
+        if self.form.unit == Unit::Xsave && self.fixed & (gpr::RAX | gpr::RDX) != 0 {
+            // EDX:EAX must name components that both sides have.
+            return None;
+        }
         self.implicit();
         self.prefixes();
         let bytes = self.encode()?;

@@ -117,7 +117,11 @@ fn describe(form: &Form, case: &Case, n: u64, found: &[String]) -> String {
         case.state.fp.fsw,
         case.state.fp.ftw,
         case.state.fp.mxcsr,
-    )
+    ) + &if case.uses_fp {
+        format!("\n  ymm {:x?}", case.state.fp.ymm)
+    } else {
+        String::new()
+    }
 }
 
 /// Cases a form: `MIMEO_CONFORMANCE_CASES`, or the default.

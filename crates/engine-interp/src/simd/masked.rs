@@ -154,22 +154,21 @@ fn bytes_mmx(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     let top = mmx::top(&cpu.state.fp);
     let register = |n: u8| cpu.state.fp.st[usize::from(n.wrapping_sub(top) & 7)] as u64;
     let (data, mask) = (register(op.r0), register(op.r1));
-    store_bytes(cpu, op, &data.to_le_bytes(), &mask.to_le_bytes(), io)?;
     mmx::enter(&mut cpu.state.fp);
-    Ok(())
+    store_bytes(cpu, op, &data.to_le_bytes(), &mask.to_le_bytes(), io)
 }
 
 fn gather_handler(i: &Instruction, op: &mut Op) -> Option<Handler> {
     use Code as C;
     let run: Handler = match i.code() {
-        C::VEX_Vpgatherdd_xmm_vm32x_xmm | C::VEX_Vgatherdps_xmm_vm32x_xmm => gather::<4, 4, 4>,
-        C::VEX_Vpgatherdd_ymm_vm32y_ymm | C::VEX_Vgatherdps_ymm_vm32y_ymm => gather::<4, 4, 8>,
-        C::VEX_Vpgatherdq_xmm_vm32x_xmm | C::VEX_Vgatherdpd_xmm_vm32x_xmm => gather::<4, 8, 2>,
-        C::VEX_Vpgatherdq_ymm_vm32x_ymm | C::VEX_Vgatherdpd_ymm_vm32x_ymm => gather::<4, 8, 4>,
-        C::VEX_Vpgatherqd_xmm_vm64x_xmm | C::VEX_Vgatherqps_xmm_vm64x_xmm => gather::<8, 4, 2>,
-        C::VEX_Vpgatherqd_xmm_vm64y_xmm | C::VEX_Vgatherqps_xmm_vm64y_xmm => gather::<8, 4, 4>,
-        C::VEX_Vpgatherqq_xmm_vm64x_xmm | C::VEX_Vgatherqpd_xmm_vm64x_xmm => gather::<8, 8, 2>,
-        C::VEX_Vpgatherqq_ymm_vm64y_ymm | C::VEX_Vgatherqpd_ymm_vm64y_ymm => gather::<8, 8, 4>,
+        C::VEX_Vpgatherdd_xmm_vm32x_xmm | C::VEX_Vgatherdps_xmm_vm32x_xmm => gather::<4, 4, 4, 16>,
+        C::VEX_Vpgatherdd_ymm_vm32y_ymm | C::VEX_Vgatherdps_ymm_vm32y_ymm => gather::<4, 4, 8, 32>,
+        C::VEX_Vpgatherdq_xmm_vm32x_xmm | C::VEX_Vgatherdpd_xmm_vm32x_xmm => gather::<4, 8, 2, 16>,
+        C::VEX_Vpgatherdq_ymm_vm32x_ymm | C::VEX_Vgatherdpd_ymm_vm32x_ymm => gather::<4, 8, 4, 32>,
+        C::VEX_Vpgatherqd_xmm_vm64x_xmm | C::VEX_Vgatherqps_xmm_vm64x_xmm => gather::<8, 4, 2, 16>,
+        C::VEX_Vpgatherqd_xmm_vm64y_xmm | C::VEX_Vgatherqps_xmm_vm64y_xmm => gather::<8, 4, 4, 32>,
+        C::VEX_Vpgatherqq_xmm_vm64x_xmm | C::VEX_Vgatherqpd_xmm_vm64x_xmm => gather::<8, 8, 2, 16>,
+        C::VEX_Vpgatherqq_ymm_vm64y_ymm | C::VEX_Vgatherqpd_ymm_vm64y_ymm => gather::<8, 8, 4, 32>,
         _ => return None,
     };
     // Destination, index and mask must be three different registers.
@@ -181,7 +180,9 @@ fn gather_handler(i: &Instruction, op: &mut Op) -> Option<Handler> {
     })
 }
 
-fn gather<const INDEX: usize, const SIZE: usize, const LANES: usize>(
+/// `BYTES`: the vector length. At the start each lane of the mask is filled with its sign, so that
+/// a fault leaves a clean mask behind (SDM vol. 2, VPGATHERDD, operation).
+fn gather<const INDEX: usize, const SIZE: usize, const LANES: usize, const BYTES: usize>(
     cpu: &mut Cpu,
     op: &Op,
     io: &mut dyn CpuIo,
@@ -195,7 +196,12 @@ fn gather<const INDEX: usize, const SIZE: usize, const LANES: usize>(
         n => cpu.state.gpr[usize::from(n & 15)],
     };
     let base = base.wrapping_add(i64::from(op.disp) as u64);
-    let mut mask = cpu.state.fp.ymm[mask_at];
+    let old = cpu.state.fp.ymm[mask_at];
+    let mut mask = [0; 4];
+    for n in (0..BYTES / SIZE).filter(|n| selected::<SIZE>(&old, *n)) {
+        set_lane::<SIZE>(&mut mask, n, u64::MAX);
+    }
+    cpu.state.fp.ymm[mask_at] = mask;
     for n in 0..LANES {
         if selected::<SIZE>(&mask, n) {
             let index = if INDEX == 8 {
@@ -213,8 +219,6 @@ fn gather<const INDEX: usize, const SIZE: usize, const LANES: usize>(
     cpu.state.fp.ymm[mask_at] = [0; 4];
     // The rest of the destination: everything above the lanes is cleared.
     let to = &mut cpu.state.fp.ymm[to];
-    for q in LANES * SIZE / 8..4 {
-        to[q] = 0;
-    }
+    to[LANES * SIZE / 8..].fill(0);
     Ok(())
 }

@@ -11,7 +11,10 @@ pub(super) fn top(fp: &FpState) -> u8 {
     (fp.fsw >> 11) as u8 & 7
 }
 
-/// What every MMX instruction but EMMS does to the x87 state: TOP is 0, every register is valid.
+/// What every MMX instruction does to the x87 state: TOP is 0, every register is valid.
+///
+/// It happens after a load's faults and before a store's and before #XM, as on processors (the
+/// manual leaves it open).
 #[inline]
 pub(super) fn enter(fp: &mut FpState) {
     if top(fp) != 0 {
@@ -31,9 +34,10 @@ pub(super) fn handler(code: Code) -> Option<Handler> {
     (code == Code::Emms).then_some(emms as Handler)
 }
 
-/// EMMS: every x87 register is empty; nothing else changes.
+/// EMMS: every x87 register is empty.
 fn emms(cpu: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
     check::mmx(cpu)?;
+    enter(&mut cpu.state.fp);
     cpu.state.fp.ftw = 0;
     Ok(())
 }

@@ -45,15 +45,6 @@ fn places(op: &Op, t: &Native) -> [Place; 4] {
     std::array::from_fn(|n| place(t.kinds[n], register_of(op, n as u32)))
 }
 
-/// MMX register n is the x87 register of that number, wherever TOP is.
-fn find_mmx(cpu: &Cpu, places: [Place; 4]) -> [Place; 4] {
-    let top = mmx::top(&cpu.state.fp);
-    places.map(|p| match p {
-        Place::Mm(n) => Place::Mm(n.wrapping_sub(top) & 7),
-        p => p,
-    })
-}
-
 /// Registers and perhaps a loaded memory operand; no flags, no exceptions.
 fn simple<const VEX: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     if VEX {
@@ -103,19 +94,17 @@ fn general(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     let mut store_at = None;
     if t.kinds.contains(&Kind::Memory) {
         if form.mem.access == Use::Write {
-            let linear = memory::address(cpu, op, &form.mem, Access::Write)?;
-            cpu.probe(op.seg, linear, size, Access::Write)?;
-            store_at = Some(linear);
+            store_at = Some(memory::address(cpu, op, &form.mem, Access::Write)?);
         } else {
             let linear = memory::address(cpu, op, &form.mem, Access::Read)?;
             memory::load(cpu, op.seg, linear, size, &mut buffer, io)?;
         }
     }
     let uses_mmx = t.kinds.contains(&Kind::Mm);
-    if uses_mmx && !form.mxcsr {
+    if uses_mmx {
         mmx::enter(&mut cpu.state.fp);
     }
-    let mut places = find_mmx(cpu, places(op, &t));
+    let mut places = places(op, &t);
     let mut staged = Vector::default();
     let mut aux = aux_in(cpu, form);
     if form.mxcsr {
@@ -129,9 +118,6 @@ fn general(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
             raised |= exact_underflow(form, &staged, &buffer, store_at.is_some());
         }
         check::simd_exceptions(cpu, raised)?;
-        if uses_mmx {
-            mmx::enter(&mut cpu.state.fp);
-        }
         commit(cpu, op, &t, &staged);
     }
     if let Some(linear) = store_at {

@@ -108,9 +108,7 @@ pub(super) fn native(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     if m.access != Use::None {
         operand = Some(cpu.ea(op));
         if m.access == Use::Write {
-            let linear = memory::address(cpu, op, m, Access::Write)?;
-            cpu.probe(op.seg, linear, size, Access::Write)?;
-            store_at = Some(linear);
+            store_at = Some(memory::address(cpu, op, m, Access::Write)?);
         } else {
             let linear = memory::address(cpu, op, m, Access::Read)?;
             memory::load(cpu, op.seg, linear, size, &mut buffer, io)?;
