@@ -63,6 +63,8 @@ pub struct Case {
     pub state: State,
     /// The form uses FP or vector registers: both sides load and save them.
     pub uses_fp: bool,
+    /// Can be interrupted in the middle: a repeated string instruction or a gather.
+    pub restarts: bool,
 }
 
 /// Random status flags, and DF.

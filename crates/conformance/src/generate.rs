@@ -109,8 +109,10 @@ impl<'a> Builder<'a> {
             self.gpr[8..].fill(0);
         }
         let uses_fp = !matches!(self.form.unit, Unit::None | Unit::VexGpr);
+        let restarts = self.i.has_rep_prefix() || self.i.has_repne_prefix() || self.i.is_vsib();
         Some(Case {
             bytes,
+            restarts,
             bits: self.bits,
             state: State {
                 registers: Registers {

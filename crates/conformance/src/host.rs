@@ -190,8 +190,8 @@ impl Host {
             if signal != libc::SIGTRAP {
                 break (Outcome::Fault(self.fault(signal)?), take_registers(&regs));
             }
-            // A repeated string instruction traps after each iteration.
-            if regs.rip != START || !repeated(&case.bytes) {
+            // A repeated string instruction traps after each iteration, a gather may between lanes.
+            if regs.rip != START || !case.restarts {
                 break (Outcome::Done, take_registers(&regs));
             }
         };
@@ -242,13 +242,6 @@ impl Drop for Host {
             libc::waitpid(self.pid, ptr::null_mut(), 0);
         }
     }
-}
-
-fn repeated(bytes: &[u8]) -> bool {
-    bytes
-        .iter()
-        .take_while(|b| matches!(b, 0x66 | 0x67 | 0xf2 | 0xf3 | 0x40..=0x4f))
-        .any(|b| matches!(b, 0xf2 | 0xf3))
 }
 
 fn put_registers(regs: &mut libc::user_regs_struct, r: &Registers, bits: u32) {

@@ -134,13 +134,36 @@ impl HostPage {
     }
 }
 
+/// CMPXCHG16B by hand: where the build's target lacks the feature, the standard library's form
+/// becomes a call of a library that is not linked.
+///
+/// # Safety
+/// `p` is aligned to 16 bytes and valid; the CPU has CMPXCHG16B.
+#[cfg(target_arch = "x86_64")]
+unsafe fn exchange16(p: *mut u8, old: u128, new: u128) -> u128 {
+    let (low, high): (u64, u64);
+    // SAFETY: the caller's promise; RBX, which the compiler reserves, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {t}, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, {t}",
+            t = inout(reg) new as u64 => _,
+            in("rdi") p,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") old as u64 => low,
+            inout("rdx") (old >> 64) as u64 => high,
+            options(nostack),
+        );
+    }
+    u128::from(low) | u128::from(high) << 64
+}
+
 #[cfg(target_arch = "x86_64")]
 fn cas16_at(p: *mut u8, old: u128, new: u128) -> Result<u128, u128> {
     if std::arch::is_x86_feature_detected!("cmpxchg16b") {
         // SAFETY: 16-byte aligned and inside a live page by the caller; the CPU has the instruction.
-        let was = unsafe {
-            std::arch::x86_64::cmpxchg16b(p.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst)
-        };
+        let was = unsafe { exchange16(p, old, new) };
         return if was == old { Ok(was) } else { Err(was) };
     }
     cas16_halves(p, old, new)

@@ -211,7 +211,11 @@ fn gather<const INDEX: usize, const SIZE: usize, const LANES: usize, const BYTES
             };
             let offset = truncate(base.wrapping_add(index << (op.scale & 3)), op);
             let value = read::<SIZE>(cpu, op, offset, io)?;
-            set_lane::<SIZE>(&mut cpu.state.fp.ymm[to], n, value);
+            let to = &mut cpu.state.fp.ymm[to];
+            set_lane::<SIZE>(to, n, value);
+            if BYTES == 16 {
+                to[2..].fill(0);
+            }
         }
         set_lane::<SIZE>(&mut mask, n, 0);
         cpu.state.fp.ymm[mask_at] = mask;

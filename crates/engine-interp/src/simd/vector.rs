@@ -101,6 +101,7 @@ fn general(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
         }
     }
     let uses_mmx = t.kinds.contains(&Kind::Mm);
+    let tags = cpu.state.fp.ftw;
     if uses_mmx {
         mmx::enter(&mut cpu.state.fp);
     }
@@ -121,7 +122,12 @@ fn general(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
         commit(cpu, op, &t, &staged);
     }
     if let Some(linear) = store_at {
-        memory::store(cpu, op.seg, linear, size, &buffer, io)?;
+        let stored = memory::store(cpu, op.seg, linear, size, &buffer, io);
+        if stored.is_err() && uses_mmx {
+            // TOP has moved by now, the tags have not.
+            cpu.state.fp.ftw = tags;
+        }
+        stored?;
     }
     aux_out(cpu, form, &aux);
     if t.kinds[0] == Kind::Mm {
