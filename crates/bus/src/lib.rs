@@ -3,6 +3,7 @@
 //! A device's register model knows no bus address, no IRQ number and no thread: it is handed
 //! offsets, [`IrqLine`]s and a [`Clock`]. `machines` binds it.
 
+mod block;
 mod clock;
 mod irq;
 mod map;
@@ -10,6 +11,7 @@ mod save;
 mod stream;
 mod timed;
 
+pub use block::{BlockBackend, BlockDone, BlockOperation, BlockRequest};
 pub use clock::{Clock, HostClock, Nanos, Timer, TimerHandle, TimerService, TscClock};
 pub use irq::{IrqLine, IrqSink, LineModel};
 pub use map::{AddressMap, BusError, MmioDevice, PortDevice, PortView};

@@ -20,3 +20,4 @@ pub mod testdev;
 #[cfg(test)]
 mod testing;
 pub mod uart;
+pub mod virtio;
