@@ -1,12 +1,11 @@
-//! Near branches: JMP, Jcc, CALL, RET, LOOP, JCXZ; INT n, INT3, INT1, INTO, UD (SDM vol. 2). Far
-//! branches are in `system`.
+//! Near branches: JMP, Jcc, CALL, RET, LOOP, JCXZ; UD (SDM vol. 2). Far branches and software
+//! interrupts are in `system`.
 
-use super::flags::{self, OF, ZF};
+use super::flags::{self, ZF};
 use super::regs::get;
 use super::stack;
 use crate::decode::Lower;
 use crate::op::is_mem;
-use crate::system::interrupt::Source;
 use crate::{Cpu, Exec, Handler, Op, Trap, Width};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use mimeo_arch_x86::{Exception, Gpr, Seg};
@@ -130,22 +129,6 @@ fn ret<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     Ok(())
 }
 
-fn int_n(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
-    cpu.software_interrupt(op.imm as u8, Source::Software, io)
-}
-
-fn into(cpu: &mut Cpu, _: &Op, io: &mut dyn CpuIo) -> Exec {
-    if flags::any(cpu, OF) {
-        return cpu.software_interrupt(4, Source::Software, io);
-    }
-    Ok(())
-}
-
-/// INT1: a #DB without DR6 bits and without a privilege check (SDM vol. 2, INT n).
-fn int1(cpu: &mut Cpu, _: &Op, io: &mut dyn CpuIo) -> Exec {
-    cpu.software_interrupt(1, Source::Exception, io)
-}
-
 macro_rules! by_size {
     ($f:ident, $size:expr) => {
         match $size {
@@ -212,16 +195,6 @@ pub(super) fn lower(i: &Instruction, op: &mut Op) -> Lower {
             };
             jcxz
         }
-        Mnemonic::Int => {
-            op.imm = i.immediate(0);
-            int_n
-        }
-        Mnemonic::Int3 => {
-            op.imm = 3;
-            int_n
-        }
-        Mnemonic::Into => into,
-        Mnemonic::Int1 => int1,
         Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => super::undefined,
         _ if i.is_jcc_short_or_near() => {
             op.size = branch_size(i);

@@ -20,6 +20,9 @@ mod task;
 mod tlb;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 use crate::Op;
 use crate::decode::Lower;
 use iced_x86::Instruction;
