@@ -1,11 +1,13 @@
-//! The host's side of devices: timers, terminals, files.
+//! The host's side of devices: timers, terminals, files, disks.
 //!
 //! A device knows a trait of `mimeo-bus`; what stands behind it on the host is here. Host threads
 //! of this crate call devices without holding a lock of their own.
 
+mod block;
 mod stream;
 mod timers;
 
+pub use block::{DiskError, RawDisk};
 pub use stream::{
     EscapeCommand, FileStream, MemoryStream, Stdio, StdioHooks, StreamError, restore_terminal,
 };

@@ -1,0 +1,6 @@
+//! Disks on the host.
+
+mod pool;
+mod raw;
+
+pub use raw::{DiskError, RawDisk};
