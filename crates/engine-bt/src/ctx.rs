@@ -42,7 +42,7 @@ pub(crate) struct Ctx {
     pub(crate) gs_base: Cell<u64>,
     /// The indirect-branch cache in use.
     pub(crate) ibtc: Cell<u64>,
-    /// Guest RFLAGS but the six status flags.
+    /// Guest RFLAGS but the six status flags and DF.
     pub(crate) sysflags: Cell<u64>,
     /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
     pub(crate) status: Cell<u64>,
@@ -57,6 +57,8 @@ pub(crate) struct Ctx {
     pub(crate) mxcsr: Cell<u32>,
     /// The monitor's MXCSR.
     pub(crate) host_mxcsr: Cell<u32>,
+    /// RFLAGS.DF in its place, all other bits zero. The host's DF stays clear.
+    pub(crate) df: Cell<u32>,
 }
 
 const ORIGIN: i32 = offset_of!(Ctx, gpr) as i32;
@@ -131,6 +133,7 @@ impl Ctx {
             ymm: Cell::new([[0; 4]; 16]),
             mxcsr: Cell::new(0x1f80),
             host_mxcsr: Cell::new(0x1f80),
+            df: Cell::new(0),
         }
     }
 

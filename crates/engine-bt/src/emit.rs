@@ -461,6 +461,11 @@ impl Asm {
         self.insn(&Fields::legacy(Map::M0F, 0xb7, false), dst, Rm::Reg(src));
     }
 
+    /// pause.
+    pub(crate) fn pause(&mut self) {
+        self.buf.extend_from_slice(&[0xf3, 0x90]);
+    }
+
     /// lahf.
     pub(crate) fn lahf(&mut self) {
         self.byte(0x9f);

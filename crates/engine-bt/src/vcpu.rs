@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 /// The bits of RFLAGS that live in `Ctx::status`.
 const STATUS: u64 = RFlags::STATUS.bits();
+const DF: u64 = RFlags::DF.bits();
 /// Bit of a site's `aux`: the instruction uses FP state.
 pub(crate) const AUX_FP: u16 = 1 << 8;
 
@@ -114,7 +115,8 @@ impl BtVcpu {
         for (g, slot) in s.gpr.iter_mut().zip(&c.gpr) {
             *g = slot.get();
         }
-        s.rflags = RFlags::from_bits_retain(c.sysflags.get() | c.status_flags());
+        let df = u64::from(c.df.get());
+        s.rflags = RFlags::from_bits_retain(c.sysflags.get() | df | c.status_flags());
         s.rip = rip;
     }
 
@@ -127,7 +129,8 @@ impl BtVcpu {
         }
         let flags = s.rflags.bits();
         c.set_status(flags);
-        c.sysflags.set(flags & !STATUS);
+        c.sysflags.set(flags & !(STATUS | DF));
+        c.df.set((flags & DF) as u32);
         c.fs_base.set(s.segment(Seg::Fs).base);
         c.gs_base.set(s.segment(Seg::Gs).base);
     }

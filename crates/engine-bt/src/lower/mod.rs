@@ -15,6 +15,7 @@ use crate::ctx::{at, field};
 use crate::decode::{Decoded, Insn, Plan};
 use crate::emit::{Asm, reg};
 use crate::index::{Site, SiteKind};
+use iced_x86::Code;
 use mimeo_isa_x86::Unit;
 
 /// A host position inside the block under construction.
@@ -148,6 +149,7 @@ impl Lower<'_> {
 
     fn instruction(&mut self, insn: &Insn) {
         match insn.plan {
+            Plan::Nop if insn.i.code() == Code::Pause => self.hot.pause(),
             Plan::Nop => {}
             Plan::Native => self.native(insn),
             Plan::Branch => self.branch(insn),

@@ -2,7 +2,7 @@
 
 use super::Lower;
 use super::mem::Want;
-use crate::ctx::{E, HOST, T, in_memory, slot};
+use crate::ctx::{E, HOST, T, at, field, in_memory, slot};
 use crate::decode::{Insn, memory};
 use crate::emit::{Mem, Reg};
 use crate::reencode::{Subst, Unencodable, encode};
@@ -31,6 +31,13 @@ impl Lower<'_> {
     fn try_native(&mut self, insn: &Insn) -> Result<(), Unencodable> {
         let form = insn.form.ok_or(Unencodable)?;
         let i = &insn.i;
+        match i.code() {
+            Code::Cld | Code::Std => {
+                self.direction(if i.code() == Code::Std { 1 << 10 } else { 0 });
+                return Ok(());
+            }
+            _ => {}
+        }
         if !memory(i) {
             return self.registers_only(insn);
         }
@@ -73,6 +80,11 @@ impl Lower<'_> {
             }
             _ => Err(Unencodable),
         }
+    }
+
+    /// CLD and STD: the guest's DF lives in the context, the host's stays clear.
+    fn direction(&mut self, df: u32) {
+        self.hot.store_imm32(field(at!(df)), df);
     }
 
     fn encode(&mut self, insn: &Insn, borrowed: &[Borrowed], mem: Mem) -> Result<(), Unencodable> {
