@@ -180,6 +180,8 @@ fn excluded(i: &Instruction, form: &Form) -> bool {
             | Vrsqrtss
             | Fnop
             | Ffreep
+            | Prefetchit0
+            | Prefetchit1
     ) || form.unit == Unit::X87
 }
 

@@ -92,7 +92,8 @@ pub fn reg_number(r: Register) -> u8 {
         Register::CH => 17,
         Register::DH => 18,
         Register::BH => 19,
-        _ => r.number() as u8,
+        // The numbers of SPL to R15L go on after BH's.
+        _ => r.full_register().number() as u8,
     }
 }
 

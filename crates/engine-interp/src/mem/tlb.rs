@@ -115,7 +115,9 @@ fn asn(pcid: u16) -> u64 {
 #[inline(always)]
 fn slot(linear: u64) -> usize {
     let page = linear >> 12;
-    (page ^ (page >> 10)) as usize % ENTRIES
+    // A sum, not an exclusive or: neighbouring pages must never share a slot (the fast path compares
+    // the entry of an access's first page with the tag of its last).
+    (page + (page >> 10)) as usize % ENTRIES
 }
 
 impl Tlb {
