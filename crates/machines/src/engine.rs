@@ -1,6 +1,7 @@
 //! From the name of an engine to an engine.
 
 use crate::spec::EngineKind;
+use mimeo_engine_bt::BtEngine;
 use mimeo_engine_interp::InterpEngine;
 use mimeo_vcpu::{Engine, EngineConfig, EngineError};
 
@@ -15,9 +16,6 @@ pub fn create(
 ) -> Result<(Box<dyn Engine>, Option<String>), EngineError> {
     match kind {
         EngineKind::Interp | EngineKind::Auto => Ok((Box::new(InterpEngine::new(config)), None)),
-        EngineKind::Bt => Err(EngineError::Unsupported {
-            engine: "bt",
-            reason: "it is not built in yet; use --engine interp".into(),
-        }),
+        EngineKind::Bt => Ok((Box::new(BtEngine::new(config)?), None)),
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod interrupt;
 mod io;
 mod iret;
 mod misc;
+mod random;
 mod msr;
 mod operand;
 pub(crate) mod segment;
@@ -42,6 +43,7 @@ pub(crate) fn lower(i: &Instruction, op: &mut Op, _bits: u32) -> Lower {
         tables::lower,
         tlb::lower,
         misc::lower,
+        random::lower,
     ];
     groups
         .iter()
