@@ -41,9 +41,14 @@ pub(crate) struct Site {
     /// Read, Write: where to retry. Interp: where to go on after the instruction (0: nowhere).
     /// Link: where the displacement to patch is. Offsets into the code cache.
     pub(crate) host: u32,
-    /// Interp: length of the instruction. Indirect: how far RSP has moved.
-    pub(crate) aux: u16,
+    /// Length of the instruction in bits 0 to 3, [`AUX_FP`].
+    pub(crate) aux: u8,
+    /// The instruction's form, as a number of iced's.
+    pub(crate) code: u16,
 }
+
+/// Bit of [`Site::aux`]: the instruction uses FP state.
+pub(crate) const AUX_FP: u8 = 1 << 4;
 
 /// A block as the handlers see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +98,10 @@ impl Index {
     /// Adds a site. Under the translator's lock.
     pub(crate) fn add_site(&self, s: Site) {
         let n = self.site_count.load(Ordering::Relaxed);
-        let word = s.kind as u64 | u64::from(s.aux) << 16 | u64::from(s.host) << 32;
+        let word = s.kind as u64
+            | u64::from(s.aux) << 8
+            | u64::from(s.code) << 16
+            | u64::from(s.host) << 32;
         self.sites.set(2 * n, word);
         self.sites.set(2 * n + 1, s.rip);
         self.site_count.store(n + 1, Ordering::Release);
@@ -117,7 +125,8 @@ impl Index {
             },
             rip: self.sites.get(2 * n + 1),
             host: (word >> 32) as u32,
-            aux: (word >> 16) as u16,
+            aux: (word >> 8) as u8,
+            code: (word >> 16) as u16,
         })
     }
 
@@ -219,6 +228,7 @@ mod tests {
             rip: 0xffff_ffff_8000_0000,
             host: 0x0123_4567,
             aux: 9,
+            code: 4321,
         };
         x.add_site(s);
         assert_eq!(x.site(0), Some(s));

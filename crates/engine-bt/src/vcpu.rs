@@ -11,7 +11,7 @@
 
 use crate::ctx::Ctx;
 use crate::decode::Mode;
-use crate::index::SiteKind;
+use crate::index::{AUX_FP, Site, SiteKind};
 use crate::mmu::{self, Fill, Mmu};
 use crate::peer::Peer;
 use crate::shared::{Key, Shared};
@@ -25,8 +25,6 @@ use std::sync::Arc;
 /// The bits of RFLAGS that live in `Ctx::status`.
 const STATUS: u64 = RFlags::STATUS.bits();
 const DF: u64 = RFlags::DF.bits();
-/// Bit of a site's `aux`: the instruction uses FP state.
-pub(crate) const AUX_FP: u16 = 1 << 8;
 
 /// Counters of a vCPU.
 #[derive(Debug, Default)]
@@ -40,7 +38,8 @@ struct Stats {
     kicks: u64,
     faults: u64,
     singles: u64,
-    fallbacks: HashMap<u64, u64>,
+    /// Interpreter steps from translated code, by form.
+    fallbacks: HashMap<u16, u64>,
 }
 
 /// A vCPU of the translator.
@@ -53,8 +52,6 @@ pub(crate) struct BtVcpu {
     /// The state can run translated (computed by [`Self::derive`]).
     translatable: bool,
     stats: Stats,
-    /// Count fallbacks by RIP (for `--stats`).
-    profile: bool,
 }
 
 /// What one turn of the loop ended with.
@@ -100,7 +97,6 @@ impl BtVcpu {
             mode: Mode(0),
             translatable: false,
             stats: Stats::default(),
-            profile: false,
         })
     }
 
@@ -197,9 +193,6 @@ impl BtVcpu {
     /// afterwards.
     fn interpret(&mut self, rip: u64, fp: bool, io: &mut dyn CpuIo) -> Result<Step, EngineError> {
         self.stats.interp += 1;
-        if self.profile {
-            *self.stats.fallbacks.entry(rip).or_default() += 1;
-        }
         self.store_regs(rip);
         if fp {
             self.store_fp();
@@ -349,9 +342,9 @@ impl BtVcpu {
                     self.ctx().rip.set(site.rip);
                     return Ok(Next::At(site.host));
                 }
-                self.step(site.rip, site.aux, 0, io)
+                self.step(Site { host: 0, ..site }, io)
             }
-            SiteKind::Interp => self.step(site.rip, site.aux, site.host, io),
+            SiteKind::Interp => self.step(site, io),
             SiteKind::Link => {
                 self.stats.links += 1;
                 self.ctx().rip.set(site.rip);
@@ -402,31 +395,26 @@ impl BtVcpu {
             .map_or(Next::Rip, Next::At))
     }
 
-    /// The interpreter executes the instruction at `rip`; then on at cache offset `resume` if that
-    /// is where it leads.
-    fn step(
-        &mut self,
-        rip: u64,
-        aux: u16,
-        resume: u32,
-        io: &mut dyn CpuIo,
-    ) -> Result<Next, EngineError> {
+    /// The interpreter executes the site's instruction; then on at `site.host` if that is where it
+    /// leads.
+    fn step(&mut self, site: Site, io: &mut dyn CpuIo) -> Result<Next, EngineError> {
+        *self.stats.fallbacks.entry(site.code).or_default() += 1;
         let (mode, view) = (self.mode, self.mmu.view);
-        let step = self.interpret(rip, aux & AUX_FP != 0, io)?;
+        let step = self.interpret(site.rip, site.aux & AUX_FP != 0, io)?;
         let now = self.cpu.state.rip;
         self.ctx().rip.set(now);
         if step == Step::TripleFault {
             return Ok(Next::Exit(Exit::TripleFault));
         }
         let straight = step == Step::Retired
-            && resume != 0
-            && now == rip.wrapping_add(u64::from(aux & 0xff))
+            && site.host != 0
+            && now == site.rip.wrapping_add(u64::from(site.aux & 15))
             && self.translatable
             && (self.mode, self.mmu.view) == (mode, view)
             && !self.peer.requested()
             && !self.cpu.events_pending();
         Ok(if straight {
-            Next::At(resume)
+            Next::At(site.host)
         } else {
             Next::Rip
         })
@@ -441,7 +429,27 @@ impl BtVcpu {
                 "the host faulted at code cache offset {pc:#x}, outside every block"
             )));
         };
-        self.step(found.rip, AUX_FP, 0, io)
+        let site = Site {
+            kind: SiteKind::Interp,
+            rip: found.rip,
+            host: 0,
+            aux: AUX_FP,
+            code: 0,
+        };
+        self.step(site, io)
+    }
+
+    /// The forms most often left to the interpreter.
+    fn fallbacks(&self) -> Vec<(String, u64)> {
+        let mut list: Vec<_> = self.stats.fallbacks.iter().collect();
+        list.sort_by_key(|(code, n)| (std::cmp::Reverse(**n), **code));
+        list.iter()
+            .take(24)
+            .filter_map(|(code, n)| {
+                let code = iced_x86::Code::try_from(usize::from(**code)).ok()?;
+                Some((format!("fallback {code:?}"), **n))
+            })
+            .collect()
     }
 
     fn run_translated(&mut self, io: &mut dyn CpuIo) -> Result<Exit, EngineError> {
@@ -571,7 +579,9 @@ impl Vcpu for BtVcpu {
             ("table memory, KB", self.mmu.table_pages() * 4),
         ]
         .map(|(name, n)| (name.to_owned(), n))
-        .to_vec()
+        .into_iter()
+        .chain(self.fallbacks())
+        .collect()
     }
 
     fn recent_exceptions(&self) -> Vec<(u64, Exception)> {

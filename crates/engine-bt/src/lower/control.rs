@@ -25,14 +25,14 @@ impl Lower<'_> {
             }
             FlowControl::IndirectBranch => {
                 self.target(i);
-                self.indirect(i, 0);
+                self.indirect(i);
             }
             FlowControl::IndirectCall => {
                 self.target(i);
                 self.hot.store(field(at!(scratch)), T);
                 self.push_constant(i.next_ip());
                 self.hot.load(T, field(at!(scratch)));
-                self.indirect(i, 8);
+                self.indirect(i);
             }
             FlowControl::Return => {
                 let extra = if i.code() == Code::Retnq_imm16 {
@@ -43,7 +43,7 @@ impl Lower<'_> {
                 let m = self.top();
                 self.hot.load(T, m);
                 self.hot.lea(GSP, Mem::base(GSP, 8 + extra));
-                self.indirect(i, 0);
+                self.indirect(i);
             }
             _ => self.interpret(insn),
         }
@@ -120,7 +120,7 @@ impl Lower<'_> {
             };
             let cold = self.cold.pos();
             self.to_cold.push((d, cold));
-            self.leave(SiteKind::Link, target, Place::Hot(d), 0);
+            self.leave(SiteKind::Link, target, Place::Hot(d));
             return;
         }
         match condition {
@@ -160,12 +160,11 @@ impl Lower<'_> {
         } else {
             self.to_cold.push((miss, self.cold.pos()));
         }
-        self.leave(SiteKind::Far, target, Place::None, 0);
+        self.leave(SiteKind::Far, target, Place::None);
     }
 
-    /// Through the branch cache to the RIP in T. `pushed`: what RSP moved by, to be undone when
-    /// the target turns out not to be canonical.
-    fn indirect(&mut self, i: &Instruction, pushed: usize) {
+    /// Through the branch cache to the RIP in T.
+    fn indirect(&mut self, i: &Instruction) {
         // What the target does with the flags is not known: they are kept.
         self.hot.store(slot(1), reg::RCX);
         self.hot.movzx16(reg::RCX, T);
@@ -182,6 +181,6 @@ impl Lower<'_> {
         self.hot.load(reg::RCX, slot(1));
         self.hot.jmp_mem(Mem::base(E, 8));
         self.to_cold.push((miss, self.cold.pos()));
-        self.leave(SiteKind::Indirect, i.ip(), Place::None, pushed);
+        self.leave(SiteKind::Indirect, i.ip(), Place::None);
     }
 }

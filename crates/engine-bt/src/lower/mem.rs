@@ -210,7 +210,7 @@ impl Lower<'_> {
             Self::restore_flags(&mut self.cold);
         }
         let i = self.insn().i;
-        self.leave(SiteKind::Interp, i.ip(), self.after(), i.len());
+        self.leave(SiteKind::Interp, i.ip(), self.after());
     }
 
     /// Fill the table and retry the instruction.
@@ -230,7 +230,7 @@ impl Lower<'_> {
         };
         let i = self.insn().i;
         let start = Place::Hot(self.starts[self.n]);
-        self.leave(kind, i.ip(), start, i.len());
+        self.leave(kind, i.ip(), start);
     }
 
     /// A misaligned access: fine unless it crosses a page.

@@ -14,7 +14,7 @@ mod stack;
 use crate::ctx::{at, field};
 use crate::decode::{Decoded, Insn, Plan};
 use crate::emit::{Asm, reg};
-use crate::index::{Site, SiteKind};
+use crate::index::{AUX_FP, Site, SiteKind};
 use iced_x86::Code;
 use mimeo_isa_x86::Unit;
 
@@ -33,7 +33,8 @@ struct Draft {
     kind: SiteKind,
     rip: u64,
     host: Place,
-    aux: u16,
+    aux: u8,
+    code: u16,
 }
 
 /// The kind of a checked memory access, for the verifier and `--trace`.
@@ -164,7 +165,7 @@ impl Lower<'_> {
         let d = self.hot.jmp();
         let cold = self.cold.pos();
         self.to_cold.push((d, cold));
-        self.leave(SiteKind::Interp, insn.i.ip(), self.after(), insn.i.len());
+        self.leave(SiteKind::Interp, insn.i.ip(), self.after());
     }
 
     /// Where to go on after the current instruction was executed elsewhere.
@@ -177,15 +178,18 @@ impl Lower<'_> {
     }
 
     /// Emits in `cold`: note the site and leave.
-    fn leave(&mut self, kind: SiteKind, rip: u64, host: Place, aux: usize) {
+    fn leave(&mut self, kind: SiteKind, rip: u64, host: Place) {
         let n = self.first_site + self.sites.len() as u32;
-        let fp = self.insn().form.is_some_and(|f| f.unit != Unit::None);
-        let aux = aux as u16 | if fp { crate::vcpu::AUX_FP } else { 0 };
+        let insn = self.insn();
+        let fp = insn.form.is_some_and(|f| f.unit != Unit::None);
+        let aux = insn.i.len() as u8 | if fp { AUX_FP } else { 0 };
+        let code = insn.i.code() as u16;
         self.sites.push(Draft {
             kind,
             rip,
             host,
             aux,
+            code,
         });
         self.cold.store_imm32(field(at!(site)), n);
         let d = self.cold.jmp();
@@ -261,6 +265,7 @@ impl Lower<'_> {
                 rip: s.rip,
                 host: resolve(s.host),
                 aux: s.aux,
+                code: s.code,
             })
             .collect();
         let rip = self.block.insns.first().map_or(0, |f| f.i.ip());
