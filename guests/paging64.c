@@ -403,7 +403,6 @@ TEST(smap_implicit_accesses_ignore_ac)
     set_limits(sizeof gdt - 1, sizeof idt - 1);
     EXPECT_EQ(r.vector, V_PF); /* and the exception's own delivery would need the GDT: IST, KCS */
 }
-KNOWN(bochs, smap_implicit_accesses_ignore_ac, "takes AC for accesses to tables at CPL 0");
 
 TEST(stac_clac_rules)
 {
