@@ -251,7 +251,7 @@ int memcmp(const void *a, const void *b, size_t n)
 u32 cpu_word(int index)
 {
     static const struct { u32 leaf; u8 out; } where[] = {
-        {1, 2}, {1, 3}, {7, 1}, {7, 2}, {0x80000001, 2}, {0x80000001, 3}, {0xd, 0}}; /* the last with subleaf 1 */
+        {1, 2}, {1, 3}, {7, 1}, {7, 2}, {7, 3}, {0x80000001, 2}, {0x80000001, 3}, {0xd, 0}}; /* the last with subleaf 1 */
     u32 r[4];
     cpuid(where[index].leaf & 0x80000000, 0, r);
     if (r[0] < where[index].leaf)
