@@ -278,6 +278,26 @@ static void long_tables(void)
         bottom[i] = (u64)i << 21 | 0x87;
     set_gdt(TEST_SEL, descriptor(0, 0xfffff, 0x9b, G4K | LM));
 }
+/* 64-bit code as bytes where the 32-bit assembler has no relocation for it: into 64-bit mode by a far
+ * jump, some of its instructions, and back by a far return. EAX points to the facts. */
+extern void enter_64(void), enter_64b(void);
+asm(".pushsection .snip,\"ax\"\n.code32\n"
+    "enter_64: mov 4(%esp), %ecx\n push $8\n push $2f\n mov %esp, %edx\n ljmp $0x80, $1f\n"
+    "1: .byte 0x48, 0xb8, 0xf0, 0xde, 0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12\n" /* mov rax, imm64 */
+    ".byte 0x48, 0x0f, 0xc8, 0x48, 0x89, 0x01\n"                           /* bswap rax; mov [rcx], rax */
+    ".byte 0x48, 0x89, 0x61, 0x08, 0xcb\n"                                 /* mov [rcx+8], rsp; retf */
+    "2: mov %edx, 16(%ecx)\n ret\n"
+    "enter_64b: mov 4(%esp), %edx\n push $8\n push $2f\n ljmp $0x80, $1f\n"
+    "1: .byte 0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0xcd, 0xab, 0x48, 0x09, 0xc2, 0xcb\n" /* or rdx, rax; retf */
+    "2: mov %edx, (%edx)\n movl $1, 4(%edx)\n ret\n.popsection");
+static void through_64(u64 *facts)
+{
+    asm volatile("push %0; call enter_64; pop %0" : "+r"(facts) : : "eax", "ecx", "edx", "memory");
+}
+static void with_upper_half(u64 *facts)
+{
+    asm volatile("push %0; call enter_64b; pop %0" : "+r"(facts) : : "eax", "ecx", "edx", "memory");
+}
 static int has_long_mode(void) { return (int)HAS(CX_EDX, 29); }
 
 TEST(long_mode_and_back)
@@ -291,9 +311,7 @@ TEST(long_mode_and_back)
     EXPECT_EQ(rdmsr(MSR_EFER) & EFER_LMA, 0);
     write_cr0(read_cr0() | CR0_PG); /* compatibility mode: this 32-bit code goes on */
     u64 compat = rdmsr(MSR_EFER);
-    asm volatile("ljmp $0x80, $1f\n.code64\n1: mov $0x123456789abcdef0, %%rax\n bswap %%rax\n mov %%rax, (%%ecx)\n"
-                 "mov %%rsp, 8(%%ecx)\n pushq $8\n pushq $2f\n lretq\n.code32\n2: mov %%esp, 16(%%ecx)"
-                 : : "c"(facts) : "eax", "memory");
+    through_64(facts);
     write_cr0(read_cr0() & ~CR0_PG);
     u64 after = rdmsr(MSR_EFER);
     wrmsr(MSR_EFER, 0);
@@ -313,9 +331,7 @@ TEST(compatibility_mode_truncates)
     wrmsr(MSR_EFER, EFER_LME);
     write_cr0(read_cr0() | CR0_PG);
     /* Set a register's upper half in 64-bit mode; 32-bit addresses do not see it. */
-    asm volatile("ljmp $0x80, $1f\n.code64\n1: movabs $0xabcd000000000000, %%rax\n or %%rax, %%rdx\n pushq $8\n pushq $2f\n lretq\n"
-                 ".code32\n2: mov %%edx, (%%edx)\n movl $1, 4(%%edx)"
-                 : : "d"(facts), "c"(facts) : "eax", "memory");
+    with_upper_half(facts);
     write_cr0(read_cr0() & ~CR0_PG);
     wrmsr(MSR_EFER, 0);
     EXPECT_EQ(facts[0], (word)facts | 1ull << 32);

@@ -105,10 +105,9 @@ void baseline(void)
     write_dr7(0x400);
     write_dr6(0xffff0ff0);
 #ifdef __x86_64__
-    reset_pages();
     write_cr0(CR0_PG | CR0_WP | CR0_NE | CR0_ET | CR0_MP | CR0_PE);
-    write_cr3((word)pml4);
-    write_cr4(CR4_PAE | (read_cr4() & CR4_LA57));
+    write_cr4(CR4_PAE); /* SMEP goes before the identity map becomes the user's again */
+    reset_pages();
     write_cr3((word)pml4);
     wrmsr(MSR_EFER, EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE);
 #else

@@ -51,6 +51,9 @@ pub struct Engine {
     pub append_flag: &'static str,
 }
 
+/// `mimeo run`'s exit status at a triple fault (its --help lists them).
+const MIMEO_TRIPLE_FAULT: i32 = 8;
+
 /// CPU model for Mimeo: the default and what it keeps off by default.
 const MIMEO_CPU: &str = "x86-64-v3,+pku,+la57";
 
@@ -79,7 +82,7 @@ impl Engine {
         Self {
             name,
             command,
-            triple_fault: 3,
+            triple_fault: MIMEO_TRIPLE_FAULT,
             may_skip: false,
             cpus_flag: "--cpus",
             append_flag: "--append",
