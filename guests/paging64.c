@@ -84,7 +84,8 @@ TEST(accessed_and_dirty)
         u64 *e = map_page(va, 0, ALL, level);
         u64 *up = entry_of(va, level + 1);
         word at = va + 0x800; /* low memory, unused */
-        EXPECT_EQ(*up & P_A, 0);
+        if (level < 3) /* above, the cases share one entry */
+            EXPECT_EQ(*up & P_A, 0);
         struct regs r = load(kernel_regs(), at);
         DONE(&r);
         EXPECT_EQ(*e & (P_A | P_D), P_A);
