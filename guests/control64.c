@@ -269,7 +269,7 @@ TEST(umip)
 
 TEST(lgdt_lidt_canonical)
 {
-    struct { u16 limit; u64 base; } __attribute__((packed)) t = {0xff, 0x0000800000000000};
+    struct { u16 limit; u64 base; } __attribute__((packed)) t = {0xff, 1ull << 56}; /* non-canonical in 57 bits too: the CPU's width counts */
     struct regs r = kernel_regs();
     r.di = (word)&t;
     RUN(&r, "lgdt [rdi]");
@@ -291,7 +291,7 @@ TEST(lldt_ltr_in_long_mode)
     r.ax = TSS_SEL;
     RUN(&r, "ltr ax"); /* busy */
     TRAPPED(&r, V_GP, TSS_SEL, 0);
-    set_gdt16(TEST_SEL, 0x0000800000000000, 103, 0x89); /* non-canonical base */
+    set_gdt16(TEST_SEL, 1ull << 56, 103, 0x89); /* non-canonical base */
     r = kernel_regs();
     r.ax = TEST_SEL;
     RUN(&r, "ltr ax");
