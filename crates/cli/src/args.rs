@@ -118,7 +118,7 @@ pub struct RunArgs {
     /// says where it differs.
     #[arg(long, value_name = "FILE")]
     pub replay: Option<PathBuf>,
-    /// Print counters of the engine when the machine has ended.
+    /// Print counters of the engine when the machine has ended, and the CPUs if it timed out.
     #[arg(long)]
     pub stats: bool,
 }

@@ -104,6 +104,11 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
         for (cpu, name, value) in vm.stats() {
             eprintln!("mimeo: cpu{cpu} {name}: {value}");
         }
+        if matches!(outcome, Outcome::Timeout) {
+            for cpu in 0..args.machine.cpus as usize {
+                vm.describe(cpu).iter().for_each(|r| eprint!("mimeo: {r}"));
+            }
+        }
     }
     // What the guest said last is written and the terminal is itself again before anything is
     // reported.
@@ -144,7 +149,7 @@ pub fn report(outcome: Outcome) -> Result<Status, Failure> {
             Status::Reset
         }
         Outcome::TripleFault(report) => {
-            eprint!("mimeo: {report}");
+            eprint!("mimeo: triple fault on {report}");
             Status::TripleFault
         }
         Outcome::Timeout => {

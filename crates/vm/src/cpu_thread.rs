@@ -1,7 +1,7 @@
 //! One vCPU's host thread.
 
 use crate::gate::{Gate, Pass};
-use crate::report::TripleFaultReport;
+use crate::report::CpuReport;
 use mimeo_arch_x86::{Activity, RFlags, X86State};
 use mimeo_vcpu::{CpuIo, EngineError, EventBits, Exit, StopAt, Vcpu, VcpuEvents};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What a vCPU thread reports to the control thread.
 pub(crate) enum Report {
     /// A triple fault; the thread waits behind the gate's next closing.
-    TripleFault(Box<TripleFaultReport>),
+    TripleFault(Box<CpuReport>),
     /// The monitor or the host failed.
     Failed(String),
 }
@@ -58,8 +58,7 @@ impl CpuThread {
                 }
                 Exit::Halted => self.events.wait(wake_mask(&vcpu.save()), None),
                 Exit::TripleFault => {
-                    let report =
-                        TripleFaultReport::new(self.index, &**vcpu, &self.model, &self.memory);
+                    let report = CpuReport::new(self.index, &**vcpu, &self.model, &self.memory);
                     (self.report)(Report::TripleFault(Box::new(report)));
                     self.events.wait(EventBits::STOP, None);
                     return Ok(());

@@ -17,5 +17,5 @@ mod report;
 mod vm;
 
 pub use outcome::Outcome;
-pub use report::TripleFaultReport;
+pub use report::CpuReport;
 pub use vm::{Loader, OnReset, Vm, VmError, VmHandle};

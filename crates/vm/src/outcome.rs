@@ -1,6 +1,6 @@
 //! How a VM ended.
 
-use crate::report::TripleFaultReport;
+use crate::report::CpuReport;
 
 /// How a VM ended.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub enum Outcome {
     /// The debug-exit device was written: the value is the exit status it asks for.
     DebugExit(u8),
     /// A vCPU took a triple fault.
-    TripleFault(Box<TripleFaultReport>),
+    TripleFault(Box<CpuReport>),
     /// The time limit passed.
     Timeout,
     /// A replay came to its end and its state is the recorded one.

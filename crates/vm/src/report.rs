@@ -1,4 +1,4 @@
-//! What a person reads after a triple fault: registers, the instruction, the last exceptions.
+//! What a person reads of a CPU after a triple fault or when asked for: registers, the instruction, the last exceptions.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use mimeo_arch_x86::cpuid::CpuModel;
@@ -11,12 +11,12 @@ use std::fmt;
 /// Longest legal instruction (SDM vol. 2, 2.3.11).
 const MAX_INSTRUCTION: usize = 15;
 
-/// A vCPU at the moment of its triple fault.
+/// A vCPU as it stands: after a triple fault, when the third fault was raised.
 #[derive(Debug, Clone)]
-pub struct TripleFaultReport {
+pub struct CpuReport {
     /// Which vCPU.
     pub cpu: u32,
-    /// Its registers when the third fault was raised.
+    /// Its registers.
     pub state: X86State,
     /// The bytes at CS:RIP that could be read, at most 15.
     pub code: Vec<u8>,
@@ -66,7 +66,7 @@ fn read_linear(
     bytes
 }
 
-impl TripleFaultReport {
+impl CpuReport {
     /// Takes down what `vcpu` holds.
     #[must_use]
     pub fn new(cpu: u32, vcpu: &dyn Vcpu, model: &CpuModel, memory: &GuestMemory) -> Self {
@@ -105,10 +105,10 @@ impl TripleFaultReport {
     }
 }
 
-impl fmt::Display for TripleFaultReport {
+impl fmt::Display for CpuReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = &self.state;
-        writeln!(f, "triple fault on vCPU {}", self.cpu)?;
+        writeln!(f, "vCPU {} ({:?})", self.cpu, s.activity)?;
         let names = [
             "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11",
             "r12", "r13", "r14", "r15",

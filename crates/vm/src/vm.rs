@@ -4,7 +4,7 @@ use crate::cpu_thread::{CpuThread, Report};
 use crate::gate::Gate;
 use crate::life::{BadTransition, Command, Phase};
 use crate::outcome::Outcome;
-use crate::report::TripleFaultReport;
+use crate::report::CpuReport;
 use mimeo_arch_x86::{Activity, X86State};
 use mimeo_machines::machine::Machine;
 use mimeo_machines::spec::OnTripleFault;
@@ -330,11 +330,11 @@ impl Vm {
         all
     }
 
-    /// A triple-fault-style report of vCPU `index` as it stands now.
+    /// vCPU `index` as it stands. Only after [`Self::stop`] or [`Self::pause`].
     #[must_use]
-    pub fn describe(&self, index: usize) -> Option<TripleFaultReport> {
+    pub fn describe(&self, index: usize) -> Option<CpuReport> {
         let vcpu = lock(self.vcpus.get(index)?);
-        Some(TripleFaultReport::new(
+        Some(CpuReport::new(
             index as u32,
             &**vcpu,
             &self.machine.cpu,

@@ -10,7 +10,7 @@ mod input;
 pub use input::HeldInput;
 
 use crate::outcome::Outcome;
-use crate::report::TripleFaultReport;
+use crate::report::CpuReport;
 use crate::vm::{Loader, VmError, boot_states};
 use mimeo_bus::Nanos;
 use mimeo_machines::MachineEvent;
@@ -201,7 +201,7 @@ fn finish(
     let outcome = match ended {
         Ended::Stopped { .. } => outcome.unwrap_or(Outcome::Stopped),
         Ended::TripleFault { cpu } => match vcpus.get(cpu) {
-            Some(vcpu) => Outcome::TripleFault(Box::new(TripleFaultReport::new(
+            Some(vcpu) => Outcome::TripleFault(Box::new(CpuReport::new(
                 cpu as u32,
                 &**vcpu,
                 &machine.cpu,
