@@ -1,0 +1,178 @@
+//! UDP: one connected socket of the host for each pair of ends (a symmetric NAT), and published ports.
+
+use super::frames::{self, Macs};
+use super::link::Link;
+use std::collections::HashMap;
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Conversations at one time; the one silent for longest makes room.
+const MAX_FLOWS: usize = 256;
+/// A conversation ends after this silence (RFC 4787, REQ-5 wants two minutes at least).
+const SILENCE: Duration = Duration::from_secs(120);
+/// Datagrams taken from one socket before others have their turn.
+const BATCH: usize = 64;
+
+/// Both ends as the guest sees them.
+type Key = (SocketAddrV4, SocketAddrV4);
+
+#[derive(Debug)]
+struct Flow {
+    socket: UdpSocket,
+    last: Instant,
+}
+
+/// A published port's peers, each under a port of the router.
+#[derive(Debug)]
+struct Published {
+    socket: UdpSocket,
+    guest_port: u16,
+}
+
+/// All conversations.
+#[derive(Debug, Default)]
+pub(super) struct Udp {
+    flows: HashMap<Key, Flow>,
+    published: Vec<Published>,
+    /// (published index, peer) by the router's port that stands for it, and when it was last heard.
+    peers: HashMap<u16, (usize, SocketAddr, Instant)>,
+    next_port: u16,
+}
+
+/// First of the router's ports that stand for peers of published ports.
+const FIRST_PEER_PORT: u16 = 50_000;
+
+impl Udp {
+    pub(super) fn publish(&mut self, socket: UdpSocket, guest_port: u16) {
+        self.published.push(Published { socket, guest_port });
+    }
+
+    /// Sends the guest's datagram to `to` on the host's side. Failures are losses.
+    pub(super) fn send(&mut self, key: Key, to: SocketAddr, data: &[u8]) {
+        if !self.flows.contains_key(&key) {
+            self.make_room();
+            let Some(socket) = connect(to) else {
+                return;
+            };
+            let last = Instant::now();
+            self.flows.insert(key, Flow { socket, last });
+        }
+        if let Some(flow) = self.flows.get_mut(&key) {
+            flow.last = Instant::now();
+            let _ = flow.socket.send(data);
+        }
+    }
+
+    /// A datagram of the guest to the router: an answer to a published port's peer?
+    pub(super) fn answer_peer(&mut self, from: SocketAddrV4, port: u16, data: &[u8]) {
+        if let Some((index, peer, last)) = self.peers.get_mut(&port) {
+            let published = &self.published[*index];
+            if published.guest_port == from.port() {
+                *last = Instant::now();
+                let _ = published.socket.send_to(data, *peer);
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.flows.len() >= MAX_FLOWS {
+            let oldest = self
+                .flows
+                .iter()
+                .min_by_key(|(_, f)| f.last)
+                .map(|(k, _)| *k);
+            if let Some(k) = oldest {
+                self.flows.remove(&k);
+            }
+        }
+    }
+
+    /// Ends silent conversations.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let silent = |last: Instant| now.saturating_duration_since(last) > SILENCE;
+        self.flows.retain(|_, f| !silent(f.last));
+        self.peers.retain(|_, (.., last)| !silent(*last));
+    }
+
+    /// Whether time matters to us.
+    pub(super) fn is_idle(&self) -> bool {
+        self.flows.is_empty() && self.peers.is_empty()
+    }
+
+    /// Every socket, to be waited for.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
+        let flows = self.flows.values().map(|f| &f.socket);
+        flows.chain(self.published.iter().map(|p| &p.socket))
+    }
+
+    /// Takes what has arrived and makes frames of it.
+    pub(super) fn receive(
+        &mut self,
+        link: &mut Link,
+        macs: Macs,
+        guest: SocketAddrV4,
+        router: SocketAddrV4,
+        max: usize,
+    ) {
+        let mut buffer = vec![0; 65_536];
+        for ((inside, outside), flow) in &mut self.flows {
+            for _ in 0..BATCH {
+                // An error is an ICMP message about an earlier datagram, or nothing more.
+                let Ok(n) = flow.socket.recv(&mut buffer) else {
+                    break;
+                };
+                flow.last = Instant::now();
+                if n <= max {
+                    link.push(frames::udp(macs, *outside, *inside, &buffer[..n]));
+                }
+            }
+        }
+        for index in 0..self.published.len() {
+            for _ in 0..BATCH {
+                let Ok((n, peer)) = self.published[index].socket.recv_from(&mut buffer) else {
+                    break;
+                };
+                let Some(port) = self.peer_port(index, peer).filter(|_| n <= max) else {
+                    continue;
+                };
+                let to = SocketAddrV4::new(*guest.ip(), self.published[index].guest_port);
+                let from = SocketAddrV4::new(*router.ip(), port);
+                link.push(frames::udp(macs, from, to, &buffer[..n]));
+            }
+        }
+    }
+
+    /// The router's port that stands for a peer; `None` when too many are known.
+    fn peer_port(&mut self, index: usize, peer: SocketAddr) -> Option<u16> {
+        let known = self
+            .peers
+            .iter_mut()
+            .find(|(_, (i, p, _))| (*i, *p) == (index, peer));
+        if let Some((port, (.., last))) = known {
+            *last = Instant::now();
+            return Some(*port);
+        }
+        if self.peers.len() >= MAX_FLOWS {
+            return None;
+        }
+        while self.peers.contains_key(&(FIRST_PEER_PORT + self.next_port)) {
+            self.next_port = (self.next_port + 1) % 8192;
+        }
+        let port = FIRST_PEER_PORT + self.next_port;
+        self.next_port = (self.next_port + 1) % 8192;
+        self.peers.insert(port, (index, peer, Instant::now()));
+        Some(port)
+    }
+}
+
+/// A socket that speaks with `to` only.
+fn connect(to: SocketAddr) -> Option<UdpSocket> {
+    let any: SocketAddr = match to {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(to).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
+}
