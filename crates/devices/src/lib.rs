@@ -8,6 +8,8 @@ pub mod apic;
 #[cfg(test)]
 mod contract;
 pub mod debug_exit;
+#[cfg(test)]
+mod hostile;
 pub mod i8042;
 pub mod ioapic;
 pub mod kvmclock;

@@ -19,7 +19,7 @@ mod mmio;
 mod pci;
 mod queue;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
