@@ -3,6 +3,7 @@
 use crate::layout::{DATA, DATA_LEN};
 use crate::random::Random;
 use mimeo_arch_x86::state::FpState;
+use std::sync::LazyLock;
 
 /// Registers that unprivileged code sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,13 +117,18 @@ pub fn fp(r: &mut Random) -> FpState {
     fp
 }
 
+/// Random values that the data pages of the cases are cut from.
+static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut r = Random::new(7);
+    (0..DATA_LEN)
+        .flat_map(|_| r.vector_quad().to_le_bytes())
+        .collect()
+});
+
 /// Random contents of the data pages.
 pub fn data(r: &mut Random) -> Vec<u8> {
-    let mut data = Vec::with_capacity(DATA_LEN);
-    while data.len() < DATA_LEN {
-        data.extend_from_slice(&r.vector_quad().to_le_bytes());
-    }
-    data
+    let at = 8 * r.below((POOL.len() - DATA_LEN) as u64 / 8) as usize;
+    POOL[at..at + DATA_LEN].to_vec()
 }
 
 /// The bytes at a linear address of the data pages, for setting up operands; `None` outside.

@@ -2,9 +2,9 @@
 
 use crate::case::{Case, Fault, Outcome, State};
 use crate::layout::DATA;
-use iced_x86::Mnemonic;
+use iced_x86::{Code, Mnemonic};
 use mimeo_arch_x86::state::FpState;
-use mimeo_isa_x86::{Form, ImplicitMemory, Unit, X87};
+use mimeo_isa_x86::{Form, Group, ImplicitMemory, Unit, X87};
 
 /// RFLAGS bits that unprivileged code can see change.
 const FLAGS: u64 = 0x0004_0cd5;
@@ -26,6 +26,9 @@ pub fn differences(
     };
     if !same_outcome(form, host.0, guest.0) {
         note("outcome", &host.0, &guest.0);
+        return found;
+    }
+    if partial(form, host.0) {
         return found;
     }
     let (h, g) = (&host.1, &guest.1);
@@ -55,7 +58,9 @@ pub fn differences(
     if a != b {
         note("RFLAGS", &a, &b);
     }
-    if let Some(at) = h.data.iter().zip(&g.data).position(|(a, b)| a != b) {
+    // A call that faults for its target may have stored the return address below the stack pointer.
+    let below_stack = form.group == Group::Control && host.0 == Outcome::Fault(Fault::General);
+    if !below_stack && let Some(at) = h.data.iter().zip(&g.data).position(|(a, b)| a != b) {
         let end = (at + 16).min(h.data.len());
         let linear = DATA + at as u64;
         note(
@@ -81,18 +86,34 @@ fn skipped_bytes_fault(form: &Form, host: Outcome, guest: Outcome) -> bool {
         && matches!(host, Outcome::Fault(Fault::Page(_)))
 }
 
+/// PUSHA and POPA that fault have done a part on some processors; they are restarted as a whole.
+fn partial(form: &Form, outcome: Outcome) -> bool {
+    outcome != Outcome::Done
+        && matches!(
+            form.code,
+            Code::Pushaw | Code::Pushad | Code::Popaw | Code::Popad
+        )
+}
+
 /// Which of several faulting bytes CR2 names is the processor's own affair for masked accesses
-/// and for state areas.
+/// and for state areas, and so is which operand of CMPS and MOVS is looked at first. A call
+/// through a pointer that is not canonical may push before it looks.
 fn same_outcome(form: &Form, host: Outcome, guest: Outcome) -> bool {
     let area = form.unit == Unit::Xsave
         || form.mem.size > 32
-        || form.implicit_memory == ImplicitMemory::MaskMove;
+        || matches!(
+            form.implicit_memory,
+            ImplicitMemory::MaskMove | ImplicitMemory::SourceAndDestination
+        );
     match (host, guest) {
         (Outcome::Fault(Fault::Page(_)), Outcome::Fault(Fault::Page(_))) if area => true,
         (Outcome::Fault(Fault::Page(a)), Outcome::Fault(Fault::Page(b)))
             if form.mem.masked || form.mem.size > 8 && form.unit == Unit::X87 =>
         {
             a >> 12 == b >> 12
+        }
+        (Outcome::Fault(Fault::Page(_)), Outcome::Fault(Fault::General)) => {
+            form.code == Code::Call_rm64
         }
         _ => host == guest,
     }

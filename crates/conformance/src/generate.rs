@@ -9,6 +9,15 @@ use iced_x86::{
 };
 use mimeo_isa_x86::form::{Access, gpr};
 use mimeo_isa_x86::{Form, Group, ImplicitMemory, Modes, Unit};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// Registers by name, for operands that are one certain register.
+static FIXED: LazyLock<HashMap<String, Register>> = LazyLock::new(|| {
+    Register::values()
+        .map(|r| (format!("{r:?}").to_lowercase(), r))
+        .collect()
+});
 
 /// How many instances are tried before a form counts as not encodable.
 const ATTEMPTS: u32 = 40;
@@ -283,8 +292,8 @@ impl<'a> Builder<'a> {
     }
 
     fn register(&mut self, name: &str) -> Option<Register> {
-        if let Some(fixed) = Register::values().find(|r| format!("{r:?}").to_lowercase() == name) {
-            return Some(fixed);
+        if let Some(fixed) = FIXED.get(name) {
+            return Some(*fixed);
         }
         let vectors = self.registers();
         Some(match name.split('_').next().unwrap_or_default() {

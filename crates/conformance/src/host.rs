@@ -305,7 +305,11 @@ fn take_fp(area: &[u8]) -> FpState {
         ftw: 0,
         ..FpState::default()
     };
-    fp.mxcsr = u32::from_le_bytes(get(area, 24));
+    // The kernel keeps FP state with the init optimisation: without the SSE component MXCSR has its
+    // initial value, and the image may hold an older one (SDM vol. 1, 13.6).
+    if present & 2 != 0 {
+        fp.mxcsr = u32::from_le_bytes(get(area, 24));
+    }
     if present & 1 != 0 {
         fp.fcw = u16::from_le_bytes(get(area, 0));
         fp.fsw = u16::from_le_bytes(get(area, 2));

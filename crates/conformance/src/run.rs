@@ -5,7 +5,7 @@ use crate::guest::{Broken, Guest};
 use crate::host::Host;
 use crate::random::Random;
 use crate::{compare, exclude, generate};
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_isa_x86::{Form, forms};
 use mimeo_machines::host_cpu;
@@ -117,11 +117,36 @@ fn describe(form: &Form, case: &Case, n: u64, found: &[String]) -> String {
         case.state.fp.fsw,
         case.state.fp.ftw,
         case.state.fp.mxcsr,
-    ) + &if case.uses_fp {
-        format!("\n  ymm {:x?}", case.state.fp.ymm)
-    } else {
-        String::new()
-    }
+    ) + &memory(&i, case)
+        + &if case.uses_fp {
+            format!("\n  ymm {:x?}", case.state.fp.ymm)
+        } else {
+            String::new()
+        }
+}
+
+/// The XSAVE header, or else the bytes of the memory operand, for the report.
+fn memory(i: &Instruction, case: &Case) -> String {
+    let gpr = &case.state.registers.gpr;
+    let operand = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
+    let linear = operand.and_then(|n| {
+        i.virtual_address(n, 0, |r, _, _| {
+            Some(if r.is_gpr() {
+                let mask = if r.size() == 4 { 0xffff_ffff } else { u64::MAX };
+                gpr[r.number() & 15] & mask
+            } else {
+                0
+            })
+        })
+    });
+    let Some(linear) = linear else {
+        return String::new();
+    };
+    let mut data = case.state.data.clone();
+    let xsave = matches!(i.mnemonic(), Mnemonic::Xrstor | Mnemonic::Xrstor64);
+    let at = linear.wrapping_add(if xsave { 512 } else { 0 });
+    let bytes = crate::case::slice(&mut data, at, 32);
+    format!("\n  memory at {at:x}: {bytes:02x?}")
 }
 
 /// Cases a form: `MIMEO_CONFORMANCE_CASES`, or the default.

@@ -3,8 +3,9 @@
 use crate::op::Op;
 use crate::{Cpu, Trap, exec, simd, system};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
-use mimeo_arch_x86::cpuid::Vendor;
+use mimeo_arch_x86::cpuid::{Feature, Vendor};
 use mimeo_arch_x86::{Cr0, Exception, RFlags, Seg};
+use mimeo_isa_x86::{Class, lookup};
 
 /// The longest instruction.
 pub(crate) const MAX_LEN: usize = 15;
@@ -29,11 +30,36 @@ pub(crate) fn options(cpu: &Cpu) -> u32 {
     }
 }
 
+/// TZCNT and LZCNT on a processor without them: BSF and BSR, their F3h prefix ignored (SDM vol. 2,
+/// TZCNT).
+fn without_feature(cpu: &Cpu, i: &Instruction) -> Instruction {
+    let mut i = *i;
+    let (feature, code) = match i.code() {
+        Code::Tzcnt_r16_rm16 => (Feature::Bmi1, Code::Bsf_r16_rm16),
+        Code::Tzcnt_r32_rm32 => (Feature::Bmi1, Code::Bsf_r32_rm32),
+        Code::Tzcnt_r64_rm64 => (Feature::Bmi1, Code::Bsf_r64_rm64),
+        Code::Lzcnt_r16_rm16 => (Feature::Abm, Code::Bsr_r16_rm16),
+        Code::Lzcnt_r32_rm32 => (Feature::Abm, Code::Bsr_r32_rm32),
+        Code::Lzcnt_r64_rm64 => (Feature::Abm, Code::Bsr_r64_rm64),
+        _ => return i,
+    };
+    if !cpu.model.has(feature) {
+        i.set_code(code);
+    }
+    i
+}
+
 /// Turns a decoded instruction into an op; says whether it ends a block.
 pub(crate) fn lower(cpu: &mut Cpu, i: &Instruction, bits: u32) -> (Op, bool) {
+    let i = &without_feature(cpu, i);
     let mut op = Op::from_instruction(i, bits);
-    if i.code() == Code::INVALID {
+    // Default-deny: what has no row, or lacks its CPUID feature, stays #UD.
+    let Some(form) = lookup(i.code()).filter(|f| f.available(|x| cpu.model.has(x))) else {
         return (op, true);
+    };
+    if form.class == Class::Nop {
+        op.run = exec::nop;
+        return (op, false);
     }
     let mut done = exec::lower(i, &mut op, bits);
     if done == Lower::No {

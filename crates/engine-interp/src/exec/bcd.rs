@@ -86,10 +86,13 @@ fn aam(cpu: &mut Cpu, op: &Op, _: &mut dyn CpuIo) -> Exec {
 fn bound<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     let offset = cpu.ea(op);
     let low = cpu.load::<T>(op.seg, offset, io)?.sext();
+    let index = get::<T>(cpu, op.r0).sext();
+    if index < low {
+        return Err(Exception::new(Vector::Br).into());
+    }
     let next = offset.wrapping_add(T::BYTES as u64) & super::address_mask(op.addr);
     let high = cpu.load::<T>(op.seg, next, io)?.sext();
-    let index = get::<T>(cpu, op.r0).sext();
-    if index < low || index > high {
+    if index > high {
         return Err(Exception::new(Vector::Br).into());
     }
     Ok(())

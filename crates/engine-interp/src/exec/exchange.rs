@@ -53,9 +53,10 @@ fn compare<T: Width>(cpu: &mut Cpu, old: T) -> bool {
 
 fn cmpxchg_r<T: Width>(cpu: &mut Cpu, op: &Op, _: &mut dyn CpuIo) -> Exec {
     let (old, new) = (get::<T>(cpu, op.r0), get::<T>(cpu, op.r1));
-    let equal = compare(cpu, old);
-    // The destination is written either way (32-bit: zero-extended).
-    set(cpu, op.r0, if equal { new } else { old });
+    // Unequal, only the accumulator is written: the upper half of a 32-bit destination stays.
+    if compare(cpu, old) {
+        set(cpu, op.r0, new);
+    }
     Ok(())
 }
 

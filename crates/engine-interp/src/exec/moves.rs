@@ -6,7 +6,7 @@ use super::flags::{self, CF};
 use super::regs::{get, set};
 use crate::decode::Lower;
 use crate::op::is_mem;
-use crate::{Cpu, Exec, Handler, Op, Width};
+use crate::{Access, Cpu, Exec, Handler, Op, Width};
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 use mimeo_arch_x86::Gpr;
 use mimeo_vcpu::CpuIo;
@@ -302,10 +302,6 @@ fn cmc(cpu: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
     Ok(())
 }
 
-fn nop(_: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
-    Ok(())
-}
-
 /// LEAVE, ENTER and the stack group are in `stack`.
 pub(super) fn lower(i: &Instruction, op: &mut Op) -> Lower {
     let (mem0, mem1) = (is_mem(i, 0), is_mem(i, 1));
@@ -341,24 +337,18 @@ pub(super) fn lower(i: &Instruction, op: &mut Op) -> Lower {
         Mnemonic::Cld => set_flag::<{ flags::DF }, false>,
         Mnemonic::Std => set_flag::<{ flags::DF }, true>,
         Mnemonic::Cmc => cmc,
-        Mnemonic::Nop
-        | Mnemonic::Reservednop
-        | Mnemonic::Pause
-        | Mnemonic::Endbr64
-        | Mnemonic::Endbr32 => nop,
-        Mnemonic::Prefetchnta
-        | Mnemonic::Prefetcht0
-        | Mnemonic::Prefetcht1
-        | Mnemonic::Prefetcht2
-        | Mnemonic::Prefetchw
-        | Mnemonic::Prefetch
-        | Mnemonic::Prefetchwt1
-        | Mnemonic::Lfence
-        | Mnemonic::Cldemote => nop,
+        Mnemonic::Lfence => super::nop,
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => flush_line,
         Mnemonic::Mfence | Mnemonic::Sfence => fence,
         _ => return lower_condition(i, op, mem0, mem1),
     };
     Lower::plain(op, run)
+}
+
+/// CLFLUSH, CLFLUSHOPT, CLWB: checked like a load of one byte; caches are coherent.
+fn flush_line(cpu: &mut Cpu, op: &Op, _: &mut dyn CpuIo) -> Exec {
+    let linear = cpu.linear(op.seg, cpu.ea(op), 1, Access::Read)?;
+    cpu.probe(op.seg, linear, 1, Access::Read)
 }
 
 /// MFENCE and SFENCE: this vCPU's earlier stores become visible first.
