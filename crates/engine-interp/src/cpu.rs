@@ -145,6 +145,9 @@ impl Cpu {
     pub fn set_state(&mut self, state: X86State) {
         self.state = state;
         self.pending_debug = 0;
+        if self.state.nmi_pending && !self.state.nmi_blocked {
+            self.events.raise(EventBits::NMI);
+        }
         self.flush_tlb(crate::MmuEvent::All);
         self.refresh();
     }
@@ -260,6 +263,16 @@ impl Cpu {
                 self.retired += 1;
                 let branched = self.state.rip != next;
                 system::debug::after_instruction(self, start, branched, io)
+            }
+            Err(trap) if matches!(trap.kind(), TrapKind::Yield) => {
+                // Between two iterations of a string instruction: debug traps are due, and RF is
+                // what an interrupt saves (SDM vol. 3, 19.3.1.1).
+                self.state.rip = before;
+                self.state.rflags |= rf;
+                match system::debug::after_instruction(self, start, false, io) {
+                    Ok(Step::Retired) => Ok(Step::Interrupted),
+                    other => other,
+                }
             }
             Err(trap) => {
                 self.state.rip = before;

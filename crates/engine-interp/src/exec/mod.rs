@@ -12,7 +12,7 @@ mod muldiv;
 pub(crate) mod regs;
 mod shift;
 pub(crate) mod stack;
-mod string;
+pub(crate) mod string;
 
 use crate::decode::Lower;
 use crate::{Cpu, Exec, Op};

@@ -3,7 +3,7 @@
 use super::interrupt::{self, Source};
 use crate::cpu::Poll;
 use crate::{Cpu, Step};
-use mimeo_arch_x86::{Activity, RFlags, Seg, Segment, X86State};
+use mimeo_arch_x86::{Activity, RFlags, Seg, Segment};
 use mimeo_vcpu::{CpuIo, EngineError, EventBits};
 
 /// See [`Cpu::poll_events`].
@@ -25,17 +25,17 @@ pub(crate) fn poll(cpu: &mut Cpu, io: &mut dyn CpuIo) -> Result<Poll, EngineErro
     if cpu.state.activity == Activity::WaitForSipi {
         return Ok(Poll::Idle);
     }
-    if pending.any(EventBits::NMI) {
+    if (pending.any(EventBits::NMI) || cpu.state.nmi_pending) && !cpu.state.mov_ss_shadow {
+        // One NMI is latched while another is handled; the shadow of MOV SS leaves it waiting.
         cpu.events.take(EventBits::NMI);
-        cpu.state.nmi_pending = true;
+        cpu.state.nmi_pending = cpu.state.nmi_blocked;
+        if !cpu.state.nmi_blocked {
+            cpu.state.activity = Activity::Running;
+            cpu.state.nmi_blocked = true;
+            return interrupt::external(cpu, 2, Source::Nmi, io).map(outcome);
+        }
     }
-    // STI's and MOV SS's shadows hold back interrupts; MOV SS's also NMIs.
-    if cpu.state.nmi_pending && !cpu.state.nmi_blocked && !cpu.state.mov_ss_shadow {
-        cpu.state.nmi_pending = false;
-        cpu.state.activity = Activity::Running;
-        cpu.state.nmi_blocked = true;
-        return interrupt::external(cpu, 2, Source::Nmi, io).map(outcome);
-    }
+    // STI's and MOV SS's shadows hold back interrupts.
     let open =
         cpu.state.rflags.contains(RFlags::IF) && !cpu.state.sti_shadow && !cpu.state.mov_ss_shadow;
     if open && pending.any(EventBits::INTR) {
@@ -51,6 +51,16 @@ pub(crate) fn poll(cpu: &mut Cpu, io: &mut dyn CpuIo) -> Result<Poll, EngineErro
     })
 }
 
+impl Cpu {
+    /// IRET ends the blocking of NMIs; a latched one is due at the next boundary.
+    pub(super) fn unblock_nmi(&mut self) {
+        self.state.nmi_blocked = false;
+        if self.state.nmi_pending {
+            self.events.raise(EventBits::NMI);
+        }
+    }
+}
+
 fn outcome(step: Step) -> Poll {
     if step == Step::TripleFault {
         Poll::TripleFault
@@ -59,17 +69,9 @@ fn outcome(step: Step) -> Poll {
     }
 }
 
-/// INIT: as RESET, but caches, FPU and SIMD state, most MSRs, CR0.CD and CR0.NW survive (SDM vol.
-/// 3, table 11-1). Every processor then waits for a SIPI, the bootstrap processor too once it was
-/// sent an INIT by another.
+/// INIT. Every processor then waits for a SIPI, but the bootstrap processor (SDM vol. 3, 9.4.1).
 fn init(cpu: &mut Cpu) {
-    let old = cpu.state.clone();
-    let mut new = X86State::reset(cpu.model.signature());
-    let kept = mimeo_arch_x86::Cr0::CD | mimeo_arch_x86::Cr0::NW;
-    new.cr0 = (new.cr0 - kept) | (old.cr0 & kept);
-    new.fp = old.fp;
-    new.msr = old.msr;
-    new.xcr0 = old.xcr0;
+    let mut new = cpu.state.init(cpu.model.signature());
     new.activity = if cpu.index == 0 {
         Activity::Running
     } else {

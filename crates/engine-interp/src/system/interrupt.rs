@@ -258,6 +258,8 @@ impl Event {
         const KINDS: [u8; 5] = [t::TASK, t::INTERRUPT16, t::TRAP16, t::INTERRUPT, t::TRAP];
         let (d, _) = self.gate(cpu, 8, &KINDS, io)?;
         if d.kind() == t::TASK {
+            // The image in the old task's TSS is what would be pushed.
+            cpu.state.rflags = RFlags::from_bits_retain(self.flags_image(cpu));
             task::switch(cpu, d.gate().selector(), Switch::Call, self.faults(), io)?;
             return match self.code {
                 Some(code) => task::push_error_code(cpu, code, self.ext(), io),

@@ -35,7 +35,7 @@ fn iret(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
         return from_v86(cpu, op.size, io);
     }
     // An IRET that faults has unblocked NMIs too (SDM vol. 3, 7.7.1).
-    cpu.state.nmi_blocked = false;
+    cpu.unblock_nmi();
     if !protected {
         return real(cpu, op.size, RFlags::empty(), io);
     }
@@ -147,7 +147,7 @@ fn to_virtual(
 fn from_v86(cpu: &mut Cpu, size: u8, io: &mut dyn CpuIo) -> Exec {
     let s = &cpu.state;
     if s.rflags.iopl() == 3 {
-        cpu.state.nmi_blocked = false;
+        cpu.unblock_nmi();
         // IOPL, VM, VIF and VIP stay.
         return real(cpu, size, RFlags::IOPL | RFlags::VIF | RFlags::VIP, io);
     }
@@ -169,7 +169,7 @@ fn from_v86(cpu: &mut Cpu, size: u8, io: &mut dyn CpuIo) -> Exec {
     cpu.set_sp(reader.sp());
     cpu.state.seg[Seg::Cs as usize] = segment::v86_segment(cs);
     cpu.state.rip = ip;
-    cpu.state.nmi_blocked = false;
+    cpu.unblock_nmi();
     cpu.state.rflags.set(RFlags::VIF, wants);
     let changed = RFlags::STATUS | RFlags::DF | RFlags::NT | RFlags::TF;
     set_flags(cpu, flags, changed);

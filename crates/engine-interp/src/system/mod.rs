@@ -16,6 +16,7 @@ mod operand;
 mod random;
 pub(crate) mod segment;
 mod stack;
+mod string_io;
 mod tables;
 mod task;
 mod tlb;
@@ -36,6 +37,7 @@ pub(crate) fn lower(i: &Instruction, op: &mut Op, _bits: u32) -> Lower {
         flags::lower,
         segment::lower,
         io::lower,
+        string_io::lower,
         transfer::lower,
         interrupt::lower,
         control_regs::lower,

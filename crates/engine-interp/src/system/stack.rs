@@ -87,17 +87,21 @@ impl Stack {
             }
             let len = frame.bytes() as usize;
             let linear = self.linear(cpu, sp, len)?;
-            self.as_owner(cpu, |cpu| {
+            let written = self.as_owner(cpu, |cpu| {
                 cpu.write_bytes(Seg::Ss as u8, linear, &bytes[..len], io)
-            })?;
+            });
+            if written.is_err() {
+                // The fault is that of the first push, at the highest address.
+                self.push_each(cpu, frame, io)?;
+            }
         } else {
-            self.push_wrapping(cpu, frame, io)?;
+            self.push_each(cpu, frame, io)?;
         }
         Ok(sp | (self.sp & !self.mask))
     }
 
-    /// A frame that wraps around the end of the stack segment: push by push, all checked first.
-    fn push_wrapping(&self, cpu: &mut Cpu, frame: &Frame, io: &mut dyn CpuIo) -> Exec {
+    /// Push by push, all checked first: a frame that wraps around the end of the stack segment.
+    fn push_each(&self, cpu: &mut Cpu, frame: &Frame, io: &mut dyn CpuIo) -> Exec {
         let size = usize::from(frame.size);
         let at = |n: usize| self.sp.wrapping_sub(((n + 1) * size) as u64) & self.mask;
         for n in 0..frame.len {
