@@ -75,10 +75,20 @@ fn what_nobody_answers_reads_as_ones() {
     let m = machine(1);
     let mut io = m.board.io(0).unwrap();
     assert_eq!(io.port_read(0x1234, 2), 0xffff);
-    assert_eq!(io.mmio_read(0xd000_0000, 8), u64::MAX);
-    assert_eq!(io.mmio_read(0xd000_0000, 1), 0xff);
+    assert_eq!(io.mmio_read(0xf000_0000, 8), u64::MAX);
+    assert_eq!(io.mmio_read(0xf000_0000, 1), 0xff);
     assert_eq!(io.msr_read(0x4b56_4dff), Err(MsrError));
     assert!(m.board.io(1).is_none());
+}
+
+#[test]
+fn the_host_bridge_answers_both_ways() {
+    let m = machine(1);
+    let mut io = m.board.io(0).unwrap();
+    io.port_write(0xcf8, 4, 0x8000_0000);
+    assert_eq!(io.port_read(0xcfc, 4), 0x0008_1b36);
+    assert_eq!(io.mmio_read(0xe000_0000, 4), 0x0008_1b36);
+    assert_eq!(io.mmio_read(0xe000_8000, 4), 0xffff_ffff);
 }
 
 #[test]

@@ -81,6 +81,7 @@ pub(crate) fn boot_states(
     let boot = loader(machine).map_err(VmError::Load)?;
     let mut waiting = X86State::reset(machine.cpu.signature());
     waiting.activity = Activity::WaitForSipi;
+    mimeo_boot::firmware_msrs(&mut waiting.msr);
     let mut states = vec![waiting; machine.events.len()];
     if let Some(first) = states.first_mut() {
         *first = boot;

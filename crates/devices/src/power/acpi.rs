@@ -15,8 +15,11 @@ mod pm1 {
     pub const TIMER: u16 = 1 << 0;
     pub const GLOBAL: u16 = 1 << 5;
     pub const POWER_BUTTON: u16 = 1 << 8;
+    /// The clock's alarm. Its status is never set: the clock interrupts by its own line and there is
+    /// no sleep to wake from. Systems enable it all the same and complain when that does not hold.
+    pub const RTC: u16 = 1 << 10;
     /// Enables that are kept; status bits that raise the SCI.
-    pub const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON;
+    pub const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | RTC;
 }
 /// Bits of PM1 control.
 mod control {

@@ -15,6 +15,7 @@ use mimeo_devices::debug_exit::DebugExit;
 use mimeo_devices::i8042::I8042;
 use mimeo_devices::ioapic::Ioapic;
 use mimeo_devices::kvmclock::KvmClock;
+use mimeo_devices::pci::{ConfigPorts, Ecam, PciHost, PciIo, PciMmio, PciWindows};
 use mimeo_devices::pic::PicPair;
 use mimeo_devices::pit::Pit;
 use mimeo_devices::power::{AcpiPm, Port92, PowerRequest, PowerSink, ResetControl};
@@ -43,6 +44,7 @@ pub(super) struct Chips {
     pub(super) reset_control: Arc<Mutex<ResetControl>>,
     pub(super) acpi_pm: Arc<Timed<AcpiPm>>,
     pub(super) kvm_clock: Mutex<KvmClock>,
+    pub(super) pci: Arc<Mutex<PciHost>>,
     pub(super) testdev: Option<Arc<Mutex<TestDevice>>>,
     /// (ISA line, device), for the manifest.
     pub(super) lines: Vec<(u8, &'static str)>,
@@ -107,6 +109,7 @@ impl Chips {
         let at = [(layout::RESET, 1, 0)];
         bind(&mut ports, "reset control", &reset_control, &at)?;
 
+        let pci = pci(&mut ports, &mut mmio)?;
         let testdev = optional_devices(plan, &wires, &mut ports, &mut mmio)?;
         Ok(Self {
             ports,
@@ -122,6 +125,7 @@ impl Chips {
             port92,
             reset_control,
             acpi_pm,
+            pci,
             testdev,
             lines: vec![
                 (isa_line::PIT, "8254 counter 0"),
@@ -140,6 +144,7 @@ impl Chips {
         if let Some(testdev) = &self.testdev {
             lock(testdev).reset();
         }
+        lock(&self.pci).reset();
         self.com1.lock().reset();
         self.rtc.lock().reset();
         self.pit.lock().reset();
@@ -206,6 +211,37 @@ fn kvm_clock(plan: &Plan<'_>) -> KvmClock {
         time.tsc_clock(),
         time.unix_at_zero(),
     )
+}
+
+/// The host bridge with its windows.
+fn pci(
+    ports: &mut Ports,
+    mmio: &mut AddressMap<dyn MmioDevice>,
+) -> Result<Arc<Mutex<PciHost>>, BusError> {
+    let (memory, memory_len) = (layout::PCI_MEMORY, layout::PCI_MEMORY_LEN);
+    let (io, io_len) = (u64::from(layout::PCI_IO), u64::from(layout::PCI_IO_LEN));
+    let host = PciHost::new(PciWindows {
+        memory32: memory..memory + memory_len,
+        memory64: 0..0,
+        io: io..io + io_len,
+    });
+    let window = PciMmio {
+        host: host.clone(),
+        base: memory,
+    };
+    let window = Arc::new(Mutex::new(window));
+    mmio.insert("pci memory", memory, memory_len, window)?;
+    let ecam = Arc::new(Mutex::new(Ecam(host.clone())));
+    mmio.insert("pci ecam", layout::PCI_ECAM, layout::PCI_ECAM_LEN, ecam)?;
+    let config = Arc::new(Mutex::new(ConfigPorts(host.clone())));
+    bind(ports, "pci configuration", &config, layout::PCI_CONFIG)?;
+    let window = PciIo {
+        host: host.clone(),
+        base: layout::PCI_IO,
+    };
+    let window = Arc::new(Mutex::new(window));
+    ports.insert("pci ports", io, io_len, window)?;
+    Ok(host)
 }
 
 fn power_sink(signals: &Arc<Signals>) -> PowerSink {

@@ -6,7 +6,7 @@ use super::layout::{self, gsi, isa_line};
 use crate::machine::FirmwareTables;
 use mimeo_boot::MemoryMap;
 use mimeo_boot::acpi::{
-    self, BoardDescription, InterruptOverride, IoApic, PowerRegisters, SerialPort,
+    self, BoardDescription, InterruptOverride, IoApic, PciRoot, PowerRegisters, SerialPort,
 };
 use mimeo_memory::GuestMemory;
 
@@ -74,6 +74,13 @@ fn description(cpus: u32) -> BoardDescription {
             irq: isa_line::COM1,
         }],
         virtio_mmio: Vec::new(),
-        pci: None,
+        pci: Some(PciRoot {
+            ecam: layout::PCI_ECAM as u32,
+            last_bus: 0,
+            io: Some(layout::PCI_IO..=layout::PCI_IO + (layout::PCI_IO_LEN - 1)),
+            mmio32: layout::PCI_MEMORY as u32..=(layout::PCI_ECAM - 1) as u32,
+            mmio64: None,
+            interrupts: layout::PCI_GSI,
+        }),
     }
 }

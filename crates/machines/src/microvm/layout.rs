@@ -9,6 +9,23 @@ pub const LOW_RAM_END: u64 = 0xc000_0000;
 /// RAM that does not fit below the hole goes on here.
 pub const HIGH_RAM: u64 = 1 << 32;
 
+/// PCI functions' memory below 4 GB begins where RAM ends at the latest.
+pub const PCI_MEMORY: u64 = LOW_RAM_END;
+/// Bytes of it.
+pub const PCI_MEMORY_LEN: u64 = PCI_ECAM - PCI_MEMORY;
+/// PCI Express configuration space (ECAM) of bus 0.
+pub const PCI_ECAM: u64 = 0xe000_0000;
+/// One bus.
+pub const PCI_ECAM_LEN: u64 = 1 << 20;
+/// PCI functions' ports.
+pub const PCI_IO: u16 = 0xc000;
+/// Number of them.
+pub const PCI_IO_LEN: u16 = 0x4000;
+/// The configuration ports: CF8h (CF9h is the reset control register) and CFCh.
+pub const PCI_CONFIG: &[(u16, u16, u16)] = &[(0xcf8, 1, 0), (0xcfc, 4, 4)];
+/// INTA to INTD of slot 0; a slot's number turns them.
+pub const PCI_GSI: [u32; 4] = [16, 17, 18, 19];
+
 /// The I/O APIC's registers (82093AA's place on a PC).
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Bytes that the I/O APIC answers in.
