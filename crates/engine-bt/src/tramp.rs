@@ -25,6 +25,15 @@ pub(crate) const SITE_NO_TARGET: u32 = u32::MAX - 3;
 
 global_asm!(
     ".text",
+    // Other code generation units of this crate refer to these.
+    ".globl mimeo_bt_enter",
+    ".hidden mimeo_bt_enter",
+    ".globl mimeo_bt_window",
+    ".hidden mimeo_bt_window",
+    ".globl mimeo_bt_window_end",
+    ".hidden mimeo_bt_window_end",
+    ".globl mimeo_bt_exit",
+    ".hidden mimeo_bt_exit",
     ".p2align 4",
     "mimeo_bt_enter:",
     "push rbx",
