@@ -8,7 +8,7 @@
 use super::flags::{self, DF, STATUS, ZF};
 use super::regs::{get, set};
 use crate::decode::Lower;
-use crate::{Cpu, Exec, Handler, Op, Prefix, Trap, Width};
+use crate::{Cpu, Exec, Handler, Op, Prefix, Trap, TrapKind, Width};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use mimeo_arch_x86::{Gpr, RFlags, Seg};
 use mimeo_vcpu::CpuIo;
@@ -147,7 +147,25 @@ fn compare<T: Width>(cpu: &mut Cpu, op: &Op, a: T, b: T) -> bool {
     }
 }
 
+/// A fault of CMPS or SCAS between repetitions gives back the flags from before the instruction
+/// (SDM vol. 2, REP).
+#[inline(always)]
+fn keep_flags(cpu: &mut Cpu, run: impl FnOnce(&mut Cpu) -> Exec) -> Exec {
+    let before = cpu.state.rflags;
+    let result = run(cpu);
+    if let Err(trap) = &result
+        && !matches!(trap.kind(), TrapKind::Yield)
+    {
+        cpu.state.rflags = before;
+    }
+    result
+}
+
 fn cmps<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
+    keep_flags(cpu, |cpu| compare_strings::<T>(cpu, op, io))
+}
+
+fn compare_strings<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     repeat(cpu, op, io, |cpu, op, io, _| {
         let a = cpu.load::<T>(op.seg, address(cpu, Gpr::Rsi, op.addr), io)?;
         let b = cpu.load::<T>(ES, address(cpu, Gpr::Rdi, op.addr), io)?;
@@ -159,6 +177,10 @@ fn cmps<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
 }
 
 fn scas<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
+    keep_flags(cpu, |cpu| scan_string::<T>(cpu, op, io))
+}
+
+fn scan_string<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     repeat(cpu, op, io, |cpu, op, io, _| {
         let b = cpu.load::<T>(ES, address(cpu, Gpr::Rdi, op.addr), io)?;
         let a = get::<T>(cpu, 0);
