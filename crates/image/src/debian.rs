@@ -39,6 +39,9 @@ impl Flavour {
     }
 }
 
+/// Part of the cache's key: raised whenever the prepared files are made differently.
+const RECIPE: u32 = 1;
+
 /// What the person at the guest's serial console looks through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terminal {
@@ -91,13 +94,13 @@ pub fn debian(
         Some(dir) => dir.clone(),
         None => cache::root()?,
     };
-    let key = opts.flavour.key();
+    let key = format!("{}-{RECIPE}", opts.flavour.key());
     let mut wait = || {
         progress(Progress::Step(
             "waiting for another mimeo that prepares the image",
         ))
     };
-    let slot = Slot::lock(&root, key, &mut wait)?;
+    let slot = Slot::lock(&root, &key, &mut wait)?;
     let dir = match slot.current().filter(|_| !opts.refresh) {
         Some(dir) => dir,
         None => prepare(&slot, &root, opts.flavour, progress)?,
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn a_whole_cache_needs_no_network() {
         let root = std::env::temp_dir().join(format!("mimeo-debian-{}", std::process::id()));
-        let slot = Slot::lock(&root, "debian-cloud", &mut || {}).unwrap();
+        let slot = Slot::lock(&root, &format!("debian-cloud-{RECIPE}"), &mut || {}).unwrap();
         let work = slot.workspace().unwrap();
         for file in ["vmlinuz", "busybox", "modules.cpio"] {
             fs::write(work.join(file), file).unwrap();

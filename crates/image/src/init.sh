@@ -2,6 +2,11 @@
 # The quickstart image's first process: mounts, terminal, one shell; when it ends, power off.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /bin/busybox mount -t proc -o nosuid,nodev,noexec proc /proc
+# mimeo.script: nobody types, so no prompt, no echo (before input can come), and output as it is.
+case " $(/bin/busybox cat /proc/cmdline) " in
+*" mimeo.script "*) SCRIPT=1; /bin/busybox stty -echo -onlcr </dev/console ;;
+*) SCRIPT= ;;
+esac
 /bin/busybox --install -s
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount -t devtmpfs -o nosuid,mode=755 devtmpfs /dev
@@ -13,22 +18,22 @@ mount -t tmpfs -o nosuid,nodev tmpfs /tmp
 ln -sf /proc/self/fd /dev/fd
 ln -sf /proc/mounts /etc/mtab
 
-# Kernel parameters: mimeo.term=, mimeo.cols=, mimeo.rows=, mimeo.hostname=, mimeo.modules=a,b;
-# mimeo.script: nobody types, so no prompt, no echo, and output as it is.
-TERM=vt100 COLS= ROWS= HOST=debian MODULES= SCRIPT=
+# Kernel parameters: mimeo.term=, mimeo.cols=, mimeo.rows=, mimeo.hostname=, mimeo.modules=a,b.
+TERM=vt100 COLS= ROWS= HOST=debian MODULES=
 for word in $(cat /proc/cmdline); do
 	case $word in
 	mimeo.term=*) TERM=${word#*=} ;;
 	mimeo.cols=*) COLS=${word#*=} ;;
 	mimeo.rows=*) ROWS=${word#*=} ;;
 	mimeo.hostname=*) HOST=${word#*=} ;;
-	mimeo.script) SCRIPT=1 ;;
 	mimeo.modules=*) MODULES=$(echo "${word#*=}" | tr , ' ') ;;
 	esac
 done
 hostname "$HOST"
 ip link set lo up 2>/dev/null
 for module in $MODULES; do modprobe -q "$module"; done
+# The power button, where its driver is at hand.
+if modprobe -q button 2>/dev/null && modprobe -q evdev; then acpid; fi
 
 tty=/dev/$(sed 's/.* //' /sys/class/tty/console/active)
 [ -c "$tty" ] || tty=/dev/console
@@ -49,7 +54,6 @@ trap 'end reboot' TERM
 export TERM HOME=/root
 cd /root
 if [ -n "$SCRIPT" ]; then
-	stty -echo -onlcr <"$tty"
 	# Through a pipe, so that the shell sees no terminal to be interactive on.
 	setsid -c sh -c 'sh 2>&1 | cat' <"$tty" >"$tty" 2>&1 &
 else

@@ -38,6 +38,9 @@ pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
     // The kernel opens /dev/console for init before devtmpfs is mounted.
     c.character_device("dev/console", 0o600, 5, 1);
     c.file("etc/profile", 0o644, PROFILE.as_bytes());
+    // What busybox's acpid runs when the power button is pressed.
+    let button: &[u8] = b"#!/bin/sh\nexec kill -USR2 1\n";
+    c.file("etc/acpi/PWRF/00000080", 0o755, button);
     c.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     c.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\n");
     c.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n");

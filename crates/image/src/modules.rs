@@ -45,6 +45,7 @@ const WANTED: &[&str] = &[
     "crc32c_intel",
     "libcrc32c",
     "evdev",
+    "button",
 ];
 
 /// Larger than any module.

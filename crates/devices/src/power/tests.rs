@@ -36,9 +36,9 @@ fn the_power_button_raises_the_sci_until_its_status_is_cleared() {
     pm.press_power_button();
     assert!(!lines.level(9));
     pm.port_write(2, 2, 0xffff);
-    assert_eq!(pm.port_read(2, 2), 0x121);
+    assert_eq!(pm.port_read(2, 2), 0x521);
     assert!(lines.level(9));
-    assert_eq!(pm.port_read(0, 4), 0x0121_0100);
+    assert_eq!(pm.port_read(0, 4), 0x0521_0100);
     pm.port_write(0, 2, 1);
     assert!(lines.level(9));
     pm.port_write(1, 1, 1);
