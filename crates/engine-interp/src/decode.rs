@@ -137,8 +137,41 @@ pub(crate) fn instruction(cpu: &mut Cpu) -> Result<Instruction, Trap> {
         Ok(i) => Ok(i),
         // More bytes than the limit leaves, or than an instruction may have.
         Err(DecoderError::NoMoreBytes) => Err(Exception::gp(0).into()),
+        Err(_) if left == MAX_LEN && is_too_long(&buf, cpu.bits, options) => {
+            Err(Exception::gp(0).into())
+        }
         Err(_) => Err(Exception::ud().into()),
     }
+}
+
+/// Whether 15 bytes that do not decode are the beginning of a longer instruction: #GP(0), not #UD
+/// (SDM vol. 3, 7.15, interrupt 13). Without prefixes that change nothing (repeated ones, segment
+/// overrides, a REX that is not last) it decodes, or needs more bytes.
+fn is_too_long(bytes: &[u8; MAX_LEN], bits: u32, options: u32) -> bool {
+    const SEGMENTS: [u8; 6] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65];
+    const OTHERS: [u8; 5] = [0x66, 0x67, 0xf0, 0xf2, 0xf3];
+    let is_rex = |b: u8| bits == 64 && b & 0xf0 == 0x40;
+    let is_prefix = |b: u8| SEGMENTS.contains(&b) || OTHERS.contains(&b) || is_rex(b);
+    let count = bytes.iter().take_while(|b| is_prefix(**b)).count();
+    let (prefixes, rest) = bytes.split_at(count);
+    if rest.is_empty() {
+        return true;
+    }
+    let mut short: Vec<u8> = Vec::with_capacity(MAX_LEN);
+    for (n, b) in prefixes.iter().enumerate() {
+        let counts = OTHERS.contains(b) || (is_rex(*b) && n + 1 == count);
+        if counts && !short.contains(b) {
+            short.push(*b);
+        }
+    }
+    if short.len() == count {
+        return false;
+    }
+    short.extend(rest);
+    !matches!(
+        decode(&short, bits, options),
+        Err(DecoderError::InvalidInstruction)
+    )
 }
 
 /// Code outside RAM and ROM reads as all ones.

@@ -139,6 +139,7 @@ features! {
     SpecCtrl "spec_ctrl" 7:0 EDX 26 Monitor [Msr] "IBRS and IBPB (Intel)";
     IntelStibp "intel_stibp" 7:0 EDX 27 Monitor [Msr] "STIBP (Intel)";
     ArchCapabilities "arch_capabilities" 7:0 EDX 29 Monitor [Msr] "IA32_ARCH_CAPABILITIES (Intel)";
+    BhiCtrl "bhi_ctrl" 7:2 EDX 4 Monitor [SpecCtrl] "BHI_DIS_S in IA32_SPEC_CTRL (Intel)";
     Xsaveopt "xsaveopt" 0xd:1 EAX 0 Monitor [Xsave] "XSAVEOPT";
     Xsavec "xsavec" 0xd:1 EAX 1 Monitor [Xsave] "XSAVEC";
     Xgetbv1 "xgetbv1" 0xd:1 EAX 2 Monitor [Xsave] "XGETBV with ECX = 1";

@@ -116,15 +116,16 @@ impl CpuModel {
 
     fn leaf_7(&self, subleaf: u32, context: &CpuidContext) -> [u32; 4] {
         const OSPKE: u32 = 1 << 4;
+        const LAST: u32 = 2;
         if subleaf != 0 {
-            return [0; 4];
+            return self.bits(7, subleaf);
         }
         let [_, mut ebx, mut ecx, edx] = self.bits(7, 0);
         ebx |= u32::from(self.fdp_excptn_only) << 6 | u32::from(self.zero_fcs_fds) << 13;
         if context.cr4.contains(Cr4::PKE) {
             ecx |= OSPKE;
         }
-        [0, ebx, ecx, edx]
+        [LAST, ebx, ecx, edx]
     }
 
     fn leaf_d(&self, subleaf: u32, context: &CpuidContext) -> [u32; 4] {

@@ -114,7 +114,11 @@ const V3: FeatureSet = V2.union(FeatureSet::of(&[
 /// Added to x86-64-v3 where the host has it, without a word where it has not.
 const V3_IF_SERVED: FeatureSet = FeatureSet::of(&[F::ShaNi]);
 
-const INTEL: FeatureSet = FeatureSet::of(&[F::SpecCtrl, F::IntelStibp, F::ArchCapabilities]);
+/// An Intel CPU's ways to say that it needs no defence in software: kernels look past BHI_NO, and
+/// use the control bit instead of their own loops.
+const INTEL_IMMUNE: FeatureSet = FeatureSet::of(&[F::ArchCapabilities, F::BhiCtrl]);
+
+const INTEL: FeatureSet = INTEL_IMMUNE.union(FeatureSet::of(&[F::SpecCtrl, F::IntelStibp]));
 
 /// An AMD CPU's ways to say that it needs no defence.
 const AMD_IMMUNE: FeatureSet = FeatureSet::of(&[
@@ -188,7 +192,8 @@ impl CpuModel {
             }
         }
         if honest {
-            AMD_IMMUNE.iter().for_each(|f| features.remove(f));
+            let immune = AMD_IMMUNE.union(INTEL_IMMUNE);
+            immune.iter().for_each(|f| features.remove(f));
         }
         serve(&mut features, host, asked, &mut notes);
         let own = name == "host";

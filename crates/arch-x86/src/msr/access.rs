@@ -85,7 +85,8 @@ fn exists(cpu: &CpuModel, msr: u32) -> bool {
 fn spec_ctrl_bits(cpu: &CpuModel) -> u64 {
     let ibrs = cpu.has(F::SpecCtrl) || cpu.has(F::AmdIbrs);
     let stibp = cpu.has(F::IntelStibp) || cpu.has(F::AmdStibp);
-    u64::from(ibrs) | u64::from(stibp) << 1
+    let bhi = cpu.has(F::BhiCtrl);
+    u64::from(ibrs) | u64::from(stibp) << 1 | u64::from(bhi) << 10
 }
 
 /// RDMSR of a register of the engine's; `None`: #GP(0).
@@ -246,7 +247,7 @@ mod tests {
         for (msr, good, bad) in [
             (i::IA32_FMASK, 0xffff_ffff, 1 << 32),
             (i::IA32_TSC_AUX, 0xffff_ffff, 1 << 32),
-            (i::IA32_SPEC_CTRL, 3, 4),
+            (i::IA32_SPEC_CTRL, 0x403, 4),
             (i::IA32_PAT, 0x0706_0504_0100_0706, 2),
             (i::IA32_PAT, 0, 0x0300_0000_0000_0000),
             (i::IA32_MTRR_DEF_TYPE, 0xc06, 0x1006),
