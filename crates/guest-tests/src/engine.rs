@@ -55,7 +55,7 @@ pub struct Engine {
 const MIMEO_TRIPLE_FAULT: i32 = 8;
 
 /// CPU model for Mimeo: the default and what it keeps off by default.
-const MIMEO_CPU: &str = "x86-64-v3,+pku,+la57";
+const MIMEO_CPU: &str = "x86-64-v3,+pku,+la57,+monitor";
 
 impl Engine {
     /// `kvm-run`, our own monitor over /dev/kvm.

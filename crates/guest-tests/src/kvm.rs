@@ -1,6 +1,8 @@
 //! A monitor over /dev/kvm, just enough for the programs under `guests/`: the kernel's interrupt
 //! controllers and PIT, a polled serial port, the debug-exit port and QEMU's test device.
 //!
+//! On a host whose KVM is not the hardware's ([`probe`]) nothing is compared with it.
+//!
 //! It shares no code with Mimeo's machines, so that the two cannot be wrong together. Entry state
 //! and information structure: Multiboot 0.6.96, section 3.2 and 3.3. Not modelled: serial input
 //! and interrupts, RTC, i8042.
@@ -145,6 +147,15 @@ impl Machine {
 /// # Errors
 /// What failed.
 pub fn probe() -> Result<(), KvmError> {
+    // A KVM without the processor's virtualization (pvm) emulates the guest's kernel mode itself: it
+    // runs Linux, but it is no reference for what the hardware does.
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|l| l.starts_with("flags"));
+    if !flags.is_some_and(|l| l.split_whitespace().any(|f| f == "vmx" || f == "svm")) {
+        return Err(KvmError::Stopped(
+            "the CPU shows neither VT-x nor SVM: this KVM emulates".to_owned(),
+        ));
+    }
     // mov al, 0x10; out 0xf4, al; hlt
     let code = [0xb0, 0x10, 0xe6, 0xf4, 0xf4];
     let mut image = vec![0u8; 84];

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let chosen = std::env::var("MIMEO_GUEST_ENGINES").unwrap_or_else(|_| "kvm".to_owned());
+    let chosen = std::env::var("MIMEO_GUEST_ENGINES").unwrap_or_else(|_| "kvm,interp".to_owned());
     let mut trials = Vec::new();
     for name in chosen.split(',') {
         match engine(name, arguments.list) {
