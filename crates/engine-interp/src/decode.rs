@@ -2,10 +2,10 @@
 
 use crate::op::Op;
 use crate::{Cpu, Trap, exec, simd, system};
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
-use mimeo_arch_x86::cpuid::{Feature, Vendor};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use mimeo_arch_x86::cpuid::Vendor;
 use mimeo_arch_x86::{Cr0, Exception, RFlags, Seg};
-use mimeo_isa_x86::{Class, lookup};
+use mimeo_isa_x86::Class;
 
 /// The longest instruction.
 pub(crate) const MAX_LEN: usize = 15;
@@ -30,34 +30,24 @@ pub(crate) fn options(cpu: &Cpu) -> u32 {
     }
 }
 
-/// TZCNT and LZCNT on a processor without them: BSF and BSR, their F3h prefix ignored (SDM vol. 2,
-/// TZCNT).
-fn without_feature(cpu: &Cpu, i: &Instruction) -> Instruction {
-    let mut i = *i;
-    let (feature, code) = match i.code() {
-        Code::Tzcnt_r16_rm16 => (Feature::Bmi1, Code::Bsf_r16_rm16),
-        Code::Tzcnt_r32_rm32 => (Feature::Bmi1, Code::Bsf_r32_rm32),
-        Code::Tzcnt_r64_rm64 => (Feature::Bmi1, Code::Bsf_r64_rm64),
-        Code::Lzcnt_r16_rm16 => (Feature::Abm, Code::Bsr_r16_rm16),
-        Code::Lzcnt_r32_rm32 => (Feature::Abm, Code::Bsr_r32_rm32),
-        Code::Lzcnt_r64_rm64 => (Feature::Abm, Code::Bsr_r64_rm64),
-        _ => return i,
-    };
-    if !cpu.model.has(feature) {
-        i.set_code(code);
-    }
-    i
-}
-
-/// Turns a decoded instruction into an op; says whether it ends a block.
+/// Turns a decoded instruction into an op; says whether it ends a block. What has no row in the
+/// instruction table, or whose row this CPU model or code size lacks, raises #UD.
 pub(crate) fn lower(cpu: &mut Cpu, i: &Instruction, bits: u32) -> (Op, bool) {
-    let i = &without_feature(cpu, i);
     let mut op = Op::from_instruction(i, bits);
-    // Default-deny: what has no row, or lacks its CPUID feature, stays #UD.
-    let Some(form) = lookup(i.code()).filter(|f| f.available(|x| cpu.model.has(x))) else {
+    let Some(form) = mimeo_isa_x86::lookup(i.code()) else {
         return (op, true);
     };
-    if form.class == Class::Nop {
+    let lock = i.has_lock_prefix() && !(form.lockable && crate::op::is_mem(i, 0));
+    if !form.modes.contains(bits) || lock {
+        return (op, true);
+    }
+    if !form.available(|f| cpu.model.has(f)) {
+        return match without_feature(i) {
+            Some(older) => lower(cpu, &older, bits),
+            None => (op, true),
+        };
+    }
+    if form.class == Class::Nop && i.mnemonic() != Mnemonic::Pause {
         op.run = exec::nop;
         return (op, false);
     }
@@ -73,6 +63,23 @@ pub(crate) fn lower(cpu: &mut Cpu, i: &Instruction, bits: u32) -> (Op, bool) {
         Lower::Plain => i.flow_control() != FlowControl::Next,
     };
     (op, end)
+}
+
+/// What an encoding means on processors that lack its feature, where that is not #UD: TZCNT and
+/// LZCNT are BSF and BSR with an ignored prefix (SDM vol. 2).
+fn without_feature(i: &Instruction) -> Option<Instruction> {
+    let code = match i.code() {
+        Code::Tzcnt_r16_rm16 => Code::Bsf_r16_rm16,
+        Code::Tzcnt_r32_rm32 => Code::Bsf_r32_rm32,
+        Code::Tzcnt_r64_rm64 => Code::Bsf_r64_rm64,
+        Code::Lzcnt_r16_rm16 => Code::Bsr_r16_rm16,
+        Code::Lzcnt_r32_rm32 => Code::Bsr_r32_rm32,
+        Code::Lzcnt_r64_rm64 => Code::Bsr_r64_rm64,
+        _ => return None,
+    };
+    let mut older = *i;
+    older.set_code(code);
+    Some(older)
 }
 
 /// Fetches and decodes the one instruction at CS:RIP.
@@ -194,4 +201,65 @@ pub(crate) fn decode(bytes: &[u8], bits: u32, options: u32) -> Result<Instructio
 /// Whether CS:RIP runs in real or virtual-8086 mode.
 pub(crate) fn real_or_v86(cpu: &Cpu) -> bool {
     !cpu.state.cr0.contains(Cr0::PE) || cpu.state.rflags.contains(RFlags::VM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row of the instruction table outside the SIMD groups has a handler.
+    #[test]
+    fn every_row_is_lowered() {
+        use mimeo_isa_x86::{Group, forms};
+        let mut missing = Vec::new();
+        for form in forms().filter(|f| f.group < Group::Xsave && f.class != Class::Nop) {
+            let i = sample(form.code);
+            let bits = if form.modes.contains(64) { 64 } else { 32 };
+            let mut op = Op::from_instruction(&i, bits);
+            if exec::lower(&i, &mut op, bits) == Lower::No
+                && system::lower(&i, &mut op, bits) == Lower::No
+            {
+                missing.push(form.code);
+            }
+        }
+        assert!(missing.is_empty(), "no handler: {missing:?}");
+    }
+
+    /// An instruction of the form with plausible operands.
+    fn sample(code: Code) -> Instruction {
+        use iced_x86::{OpCodeOperandKind as K, OpKind, Register as R};
+        let mut i = Instruction::default();
+        i.set_code(code);
+        for n in 0..code.op_code().op_count() {
+            let kind = match code.op_code().op_kind(n) {
+                K::imm8 | K::imm8_const_1 => OpKind::Immediate8,
+                K::imm8sex16 => OpKind::Immediate8to16,
+                K::imm8sex32 => OpKind::Immediate8to32,
+                K::imm8sex64 => OpKind::Immediate8to64,
+                K::imm16 => OpKind::Immediate16,
+                K::imm32 => OpKind::Immediate32,
+                K::imm32sex64 => OpKind::Immediate32to64,
+                K::imm64 => OpKind::Immediate64,
+                K::farbr2_2 => OpKind::FarBranch16,
+                K::farbr4_2 => OpKind::FarBranch32,
+                K::br16_1 | K::br16_2 => OpKind::NearBranch16,
+                K::br32_1 | K::br32_4 => OpKind::NearBranch32,
+                K::br64_1 | K::br64_4 => OpKind::NearBranch64,
+                K::mem | K::mem_offs => OpKind::Memory,
+                K::seg_rSI => OpKind::MemorySegRSI,
+                K::es_rDI => OpKind::MemoryESRDI,
+                K::seg_rBX_al => OpKind::Memory,
+                K::sreg => {
+                    i.set_op_register(n, R::DS);
+                    OpKind::Register
+                }
+                _ => {
+                    i.set_op_register(n, R::EAX);
+                    OpKind::Register
+                }
+            };
+            i.set_op_kind(n, kind);
+        }
+        i
+    }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 
 const MAGIC: &[u8; 8] = b"MIMEOLOG";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// No frame is longer: the largest is a DMA write of one page.
 const MAX_FRAME: u32 = 8192;
 
@@ -114,6 +114,8 @@ pub enum Entry {
         /// What it wrote; at most a page.
         bytes: Vec<u8>,
     },
+    /// A random number; `None`: there was none.
+    Random(Option<u64>),
     /// The end: the hash of all CPU states and of guest memory.
     End {
         /// See [`crate::state_hash`].

@@ -192,6 +192,13 @@ impl CpuIo for Replayer<'_> {
         })
     }
 
+    fn random(&mut self) -> Option<u64> {
+        self.answer("random number", |e| match e {
+            &Entry::Random(value) => Some(value),
+            _ => None,
+        })
+    }
+
     fn hypercall(&mut self, a: [u64; 5]) -> u64 {
         self.answer(&format!("hypercall {a:x?}"), |e| match e {
             &Entry::Hypercall { args, result } if args == a => Some(result),

@@ -241,6 +241,12 @@ impl CpuIo for Recorder<'_> {
         value
     }
 
+    fn random(&mut self) -> Option<u64> {
+        let value = self.inner.random();
+        self.log.push(&Entry::Random(value));
+        value
+    }
+
     fn hypercall(&mut self, args: [u64; 5]) -> u64 {
         self.before();
         let result = self.inner.hypercall(args);

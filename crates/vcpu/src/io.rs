@@ -54,4 +54,10 @@ pub trait CpuIo {
 
     /// VMCALL/VMMCALL with (RAX, RBX, RCX, RDX, RSI): the result for RAX.
     fn hypercall(&mut self, args: [u64; 5]) -> u64;
+
+    /// 64 unpredictable bits, for RDRAND and RDSEED; `None` when the source has none (the
+    /// instruction then reports failure). By default the host kernel's generator.
+    fn random(&mut self) -> Option<u64> {
+        crate::random::host()
+    }
 }

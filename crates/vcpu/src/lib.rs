@@ -7,6 +7,7 @@
 mod engine;
 mod events;
 mod io;
+mod random;
 
 pub use engine::{Engine, EngineCaps, EngineConfig, EngineError, Exit, StopAt, Vcpu};
 pub use events::{EventBits, VcpuEvents};

@@ -7,6 +7,7 @@ mod bmi;
 mod control;
 mod exchange;
 pub(crate) mod flags;
+mod hints;
 mod moves;
 mod muldiv;
 pub(crate) mod regs;
@@ -24,6 +25,8 @@ use mimeo_vcpu::CpuIo;
 pub(crate) fn undefined(_: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
     Err(Exception::ud().into())
 }
+
+pub(crate) use hints::nop;
 
 /// Bits of an address of `size` bytes.
 #[inline(always)]
@@ -64,7 +67,7 @@ pub(crate) fn nop(_: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
 
 /// Completes the op of an instruction of one of these groups.
 pub(crate) fn lower(i: &Instruction, op: &mut Op, bits: u32) -> Lower {
-    let groups: [fn(&Instruction, &mut Op) -> Lower; 10] = [
+    let groups: [fn(&Instruction, &mut Op) -> Lower; 11] = [
         moves::lower,
         alu::lower,
         stack::lower,
@@ -75,6 +78,7 @@ pub(crate) fn lower(i: &Instruction, op: &mut Op, bits: u32) -> Lower {
         string::lower,
         exchange::lower,
         bmi::lower,
+        hints::lower,
     ];
     for group in groups {
         let done = group(i, op);

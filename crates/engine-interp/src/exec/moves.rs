@@ -1,5 +1,5 @@
 //! MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, MOVBE, CMOVcc, SETcc, conversions, XLAT, LAHF,
-//! SAHF, SALC, flag instructions, NOPs (SDM vol. 2). MOV to and from segment, control and debug
+//! SAHF, SALC, flag instructions (SDM vol. 2). MOV to and from segment, control and debug
 //! registers are in `system`.
 
 use super::flags::{self, CF};
@@ -337,24 +337,9 @@ pub(super) fn lower(i: &Instruction, op: &mut Op) -> Lower {
         Mnemonic::Cld => set_flag::<{ flags::DF }, false>,
         Mnemonic::Std => set_flag::<{ flags::DF }, true>,
         Mnemonic::Cmc => cmc,
-        Mnemonic::Lfence => super::nop,
-        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => flush_line,
-        Mnemonic::Mfence | Mnemonic::Sfence => fence,
         _ => return lower_condition(i, op, mem0, mem1),
     };
     Lower::plain(op, run)
-}
-
-/// CLFLUSH, CLFLUSHOPT, CLWB: checked like a load of one byte; caches are coherent.
-fn flush_line(cpu: &mut Cpu, op: &Op, _: &mut dyn CpuIo) -> Exec {
-    let linear = cpu.linear(op.seg, cpu.ea(op), 1, Access::Read)?;
-    cpu.probe(op.seg, linear, 1, Access::Read)
-}
-
-/// MFENCE and SFENCE: this vCPU's earlier stores become visible first.
-fn fence(_: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    Ok(())
 }
 
 fn lower_condition(i: &Instruction, op: &mut Op, mem0: bool, mem1: bool) -> Lower {
