@@ -249,7 +249,7 @@ mod tests {
                 K::seg_rSI => OpKind::MemorySegRSI,
                 K::es_rDI => OpKind::MemoryESRDI,
                 K::seg_rBX_al => OpKind::Memory,
-                K::sreg => {
+                K::seg_reg => {
                     i.set_op_register(n, R::DS);
                     OpKind::Register
                 }

@@ -92,7 +92,7 @@ pub fn reg_number(r: Register) -> u8 {
         Register::CH => 17,
         Register::DH => 18,
         Register::BH => 19,
-        // The numbers of SPL to R15L go on after BH's.
+        // iced numbers 8-bit registers 0 to 19, SPL being 8.
         _ => r.full_register().number() as u8,
     }
 }

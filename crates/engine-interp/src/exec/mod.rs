@@ -60,11 +60,6 @@ fn condition_number(c: ConditionCode) -> u8 {
     }
 }
 
-/// What changes nothing but RIP (the table's class [`mimeo_isa_x86::Class::Nop`]).
-pub(crate) fn nop(_: &mut Cpu, _: &Op, _: &mut dyn CpuIo) -> Exec {
-    Ok(())
-}
-
 /// Completes the op of an instruction of one of these groups.
 pub(crate) fn lower(i: &Instruction, op: &mut Op, bits: u32) -> Lower {
     let groups: [fn(&Instruction, &mut Op) -> Lower; 11] = [

@@ -6,7 +6,7 @@ use super::flags::{self, CF};
 use super::regs::{get, set};
 use crate::decode::Lower;
 use crate::op::is_mem;
-use crate::{Access, Cpu, Exec, Handler, Op, Width};
+use crate::{Cpu, Exec, Handler, Op, Width};
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 use mimeo_arch_x86::Gpr;
 use mimeo_vcpu::CpuIo;
