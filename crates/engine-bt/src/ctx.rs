@@ -42,7 +42,7 @@ pub(crate) struct Ctx {
     pub(crate) gs_base: Cell<u64>,
     /// The indirect-branch cache in use.
     pub(crate) ibtc: Cell<u64>,
-    /// Guest RFLAGS but the six status flags and DF.
+    /// Guest RFLAGS but the six status flags, DF, IF and AC.
     pub(crate) sysflags: Cell<u64>,
     /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
     pub(crate) status: Cell<u64>,
@@ -59,6 +59,16 @@ pub(crate) struct Ctx {
     pub(crate) host_mxcsr: Cell<u32>,
     /// RFLAGS.DF in its place, all other bits zero. The host's DF stays clear.
     pub(crate) df: Cell<u32>,
+    /// RFLAGS.IF in its place.
+    pub(crate) iflag: Cell<u32>,
+    /// RFLAGS.AC in its place.
+    pub(crate) ac: Cell<u32>,
+    /// RFLAGS.IF's bit if a maskable interrupt waits for it, else zero.
+    pub(crate) pending: Cell<u32>,
+    /// IA32_KERNEL_GS_BASE.
+    pub(crate) kernel_gs: Cell<u64>,
+    /// Selectors of ES, CS, SS, DS, FS, GS.
+    pub(crate) selectors: [Cell<u64>; 6],
 }
 
 const ORIGIN: i32 = offset_of!(Ctx, gpr) as i32;
@@ -134,6 +144,11 @@ impl Ctx {
             mxcsr: Cell::new(0x1f80),
             host_mxcsr: Cell::new(0x1f80),
             df: Cell::new(0),
+            iflag: Cell::new(0),
+            ac: Cell::new(0),
+            pending: Cell::new(0),
+            kernel_gs: word(),
+            selectors: std::array::from_fn(|_| word()),
         }
     }
 

@@ -30,6 +30,8 @@ impl Mode {
     pub(crate) const AVX: u8 = 1 << 3;
     /// The page lies in a large page, within which direct branches may be chained.
     pub(crate) const LARGE: u8 = 1 << 4;
+    /// CPL 0.
+    pub(crate) const KERNEL: u8 = 1 << 5;
 
     pub(crate) fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
@@ -47,6 +49,8 @@ pub(crate) enum Plan {
     Branch,
     /// A stack instruction with its own lowering.
     Stack,
+    /// A sensitive instruction with its own lowering.
+    System,
     /// The interpreter executes it.
     Interp,
 }
@@ -75,6 +79,8 @@ pub(crate) struct Decoded {
     pub(crate) next: u64,
     /// Control may run past the last instruction.
     pub(crate) falls_through: bool,
+    /// The instruction at `next` leaves the page (or is none).
+    pub(crate) next_crosses: bool,
 }
 
 fn classify(i: &Instruction, mode: Mode, cpu: &CpuModel) -> (Option<&'static Form>, Plan) {
@@ -98,6 +104,11 @@ fn classify(i: &Instruction, mode: Mode, cpu: &CpuModel) -> (Option<&'static For
             Class::Nop => Plan::Nop,
             Class::Control if branch64(i) => Plan::Branch,
             Class::Interp if stack(i.code()) => Plan::Stack,
+            Class::Monitor
+                if crate::lower::inline(i.code(), mode.has(Mode::KERNEL)) && !memory(i) =>
+            {
+                Plan::System
+            }
             _ => Plan::Interp,
         }
     };
@@ -154,7 +165,7 @@ pub(crate) fn direct_target(i: &Instruction) -> Option<u64> {
 }
 
 struct PageCode<'a> {
-    bytes: &'a [u8; 4096],
+    bytes: &'a [u8],
     base: u64,
     mode: Mode,
     cpu: &'a CpuModel,
@@ -203,9 +214,10 @@ impl PageCode<'_> {
 }
 
 /// Decodes the block at `rip` from a copy of its page. Empty when the first instruction leaves the
-/// page or cannot be decoded.
+/// page or cannot be decoded. With a copy of two pages (an instruction that spans them): that one
+/// instruction.
 pub(crate) fn block(
-    bytes: &[u8; 4096],
+    bytes: &[u8],
     rip: u64,
     mode: Mode,
     cpu: &CpuModel,
@@ -222,9 +234,12 @@ pub(crate) fn block(
         ranges: Vec::new(),
         next: rip,
         falls_through: true,
+        next_crosses: false,
     };
-    while d.insns.len() < MAX_INSNS {
+    let limit = if bytes.len() > 4096 { 1 } else { MAX_INSNS };
+    while d.insns.len() < limit {
         let Some(insn) = code.at(d.next) else {
+            d.next_crosses = true;
             break;
         };
         d.next = d.next.wrapping_add(insn.i.len() as u64);

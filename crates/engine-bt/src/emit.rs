@@ -12,11 +12,8 @@ pub(crate) mod reg {
     pub(crate) const RAX: Reg = 0;
     pub(crate) const RCX: Reg = 1;
     pub(crate) const RSP: Reg = 4;
-    pub(crate) const RBP: Reg = 5;
     pub(crate) const R10: Reg = 10;
     pub(crate) const R11: Reg = 11;
-    pub(crate) const R12: Reg = 12;
-    pub(crate) const R13: Reg = 13;
     pub(crate) const R14: Reg = 14;
     pub(crate) const R15: Reg = 15;
 }
@@ -326,11 +323,6 @@ impl Asm {
         self.op32(0x8b, dst, Rm::Mem(m));
     }
 
-    /// movzx dst32, word [m].
-    pub(crate) fn load16(&mut self, dst: Reg, m: Mem) {
-        self.insn(&Fields::legacy(Map::M0F, 0xb7, false), dst, Rm::Mem(m));
-    }
-
     /// mov [m], src (64 bits).
     pub(crate) fn store(&mut self, m: Mem, src: Reg) {
         self.op64(0x89, src, Rm::Mem(m));
@@ -445,15 +437,31 @@ impl Asm {
         self.op64(0x3b, a, Rm::Mem(m));
     }
 
-    /// add dst, [m] (64 bits).
-    pub(crate) fn add_rm(&mut self, dst: Reg, m: Mem) {
-        self.op64(0x03, dst, Rm::Mem(m));
-    }
-
     /// shl r32, imm8.
     pub(crate) fn shl32(&mut self, r: Reg, imm: u8) {
         self.op32(0xc1, 4, Rm::Reg(r));
         self.byte(imm);
+    }
+
+    /// Group 2 (shl 4, shr 5) r32, imm8.
+    pub(crate) fn shift32(&mut self, digit: u8, r: Reg, imm: u8) {
+        self.op32(0xc1, digit, Rm::Reg(r));
+        self.byte(imm);
+    }
+
+    /// or dst32, src32.
+    pub(crate) fn or_rr32(&mut self, dst: Reg, src: Reg) {
+        self.op32(0x0b, dst, Rm::Reg(src));
+    }
+
+    /// or dst32, [m].
+    pub(crate) fn or_rm32(&mut self, dst: Reg, m: Mem) {
+        self.op32(0x0b, dst, Rm::Mem(m));
+    }
+
+    /// test [m], src32.
+    pub(crate) fn test_rm32(&mut self, src: Reg, m: Mem) {
+        self.op32(0x85, src, Rm::Mem(m));
     }
 
     /// movzx dst32, src16.

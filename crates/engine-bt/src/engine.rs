@@ -18,6 +18,9 @@ pub struct BtOptions {
     /// Keep status flags exact at every instruction, also where the program cannot see them but in
     /// an exception frame. Slower; for lockstep comparison.
     pub precise_flags: bool,
+    /// Let the independent verifier check every block before it runs; a rejected block ends the
+    /// run with an error.
+    pub paranoid: bool,
 }
 
 impl BtEngine {
@@ -36,11 +39,7 @@ impl BtEngine {
     /// As [`Self::new`].
     pub fn with_options(config: EngineConfig, options: BtOptions) -> Result<Self, EngineError> {
         host_is_able()?;
-        let shared = Shared::new(
-            config.memory.clone(),
-            config.cpu.clone(),
-            options.precise_flags,
-        )?;
+        let shared = Shared::new(config.memory.clone(), config.cpu.clone(), options)?;
         Ok(Self { config, shared })
     }
 }

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::io;
 
 const ENTRIES: usize = 1 << 16;
+/// Fills after which everything is forgotten.
+const FILL_LIMIT: usize = 1 << 17;
 
 /// One cache.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Ibtc {
     /// Slots filled, by physical page of the code.
     by_phys: HashMap<u32, Vec<u16>>,
     miss: u64,
+    /// Fills since the last whole flush: bounds the lists.
+    fills: usize,
 }
 
 impl Ibtc {
@@ -34,6 +38,7 @@ impl Ibtc {
             by_page: HashMap::new(),
             by_phys: HashMap::new(),
             miss,
+            fills: 0,
         })
     }
 
@@ -47,12 +52,26 @@ impl Ibtc {
         let slot = rip as u16;
         let at = 2 * usize::from(slot);
         // Only this vCPU's thread reads and writes its caches, and not at the same time.
+        if self.fills >= FILL_LIMIT {
+            self.flush(false);
+        }
+        self.fills += 1;
         self.words.set(at, !rip);
         self.words.set(at + 1, host);
         let page = self.by_page.entry(rip >> 12).or_default();
         page.0 = global;
         page.1.push(slot);
         self.by_phys.entry(phys).or_default().push(slot);
+    }
+
+    /// [`Self::fill`] put in code that continues on the next linear page and on physical page
+    /// `second`: it goes with those too.
+    pub(crate) fn also(&mut self, rip: u64, second: u32) {
+        let slot = rip as u16;
+        let page = self.by_page.entry((rip >> 12).wrapping_add(1)).or_default();
+        page.0 = false;
+        page.1.push(slot);
+        self.by_phys.entry(second).or_default().push(slot);
     }
 
     /// The host entry for `rip`, if it is there.
@@ -83,6 +102,7 @@ impl Ibtc {
         });
         if !keep_global {
             self.by_phys.clear();
+            self.fills = 0;
         }
     }
 

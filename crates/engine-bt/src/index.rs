@@ -5,6 +5,7 @@
 //! last; host addresses only grow, so that a binary search finds a block.
 
 use crate::lazy::LazyArray;
+use crate::lower::SHADOW;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -57,6 +58,8 @@ pub(crate) struct Found {
     pub(crate) rip: u64,
     /// The host address is the first of that instruction: a boundary with exact state.
     pub(crate) boundary: bool,
+    /// It follows an STI: no interrupt may be delivered there.
+    pub(crate) shadow: bool,
 }
 
 /// See the module.
@@ -177,8 +180,9 @@ impl Index {
                 break;
             }
             found = Some(Found {
-                rip: rip.wrapping_add(insn >> 32),
+                rip: rip.wrapping_add(insn >> 32 & u64::from(!SHADOW)),
                 boundary: host == pc,
+                shadow: insn >> 32 & u64::from(SHADOW) != 0,
             });
         }
         found

@@ -45,11 +45,6 @@ impl LazyArray {
             .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Number of words.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Address of the first word.
     pub(crate) fn address(&self) -> u64 {
         self.ptr.as_ptr() as u64

@@ -10,16 +10,19 @@
 //! takes the cold path, where the interpreter makes it and the tracker calls
 //! [`CodeWriteHook::code_written`].
 
+use crate::ctx::{RL_BIAS, at};
 use crate::decode::{self, Mode};
 use crate::emit::Asm;
+use crate::engine::BtOptions;
 use crate::index::Index;
 use crate::lazy::LazyArray;
-use crate::lower::{self, Layout, MemSite, Options};
+use crate::lower::{self, Emitted, Layout, Options};
 use crate::peer::Peer;
 use crate::tramp;
 use mimeo_arch_x86::cpuid::CpuModel;
+use mimeo_bt_verify::Contract;
 use mimeo_codemem::CodeMemory;
-use mimeo_memory::{CodeWriteHook, GuestMemory, PageInfo};
+use mimeo_memory::{CodeWriteHook, GuestMemory};
 use mimeo_vcpu::EngineError;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -42,10 +45,18 @@ const MANY: u64 = u64::MAX;
 pub(crate) struct Key {
     /// Physical page index.
     pub(crate) page: u32,
+    /// Physical page index of the next linear page, for a block of one instruction that spans both;
+    /// else [`Key::ONE_PAGE`].
+    pub(crate) second: u32,
     /// Full RIP: the code embeds linear addresses.
     pub(crate) rip: u64,
     /// Mode.
     pub(crate) mode: Mode,
+}
+
+impl Key {
+    /// The block lies in one page.
+    pub(crate) const ONE_PAGE: u32 = u32::MAX;
 }
 
 #[derive(Debug)]
@@ -54,18 +65,6 @@ struct Block {
     entry: u32,
     /// Chained branches into it: (where the displacement is, what it was).
     incoming: Vec<(u32, u32)>,
-    meta: BlockMeta,
-}
-
-/// What is kept of a block for the verifier and `--trace`.
-#[derive(Debug, Clone)]
-pub(crate) struct BlockMeta {
-    /// Range of its hot code in the cache.
-    pub(crate) hot: (u32, u32),
-    /// Range of its cold code in the cache.
-    pub(crate) cold: (u32, u32),
-    /// Its checked memory accesses.
-    pub(crate) mems: Box<[MemSite]>,
 }
 
 /// Counters of the translator.
@@ -107,6 +106,8 @@ pub(crate) struct Shared {
     writers: LazyArray,
     /// Status flags are kept exact at every instruction, also where they are dead.
     precise_flags: bool,
+    /// Verify every block before it may run.
+    contract: Option<Contract>,
 }
 
 struct Hook(Weak<Shared>);
@@ -135,7 +136,7 @@ impl Shared {
     pub(crate) fn new(
         memory: Arc<GuestMemory>,
         cpu: Arc<CpuModel>,
-        precise_flags: bool,
+        options: BtOptions,
     ) -> Result<Arc<Self>, EngineError> {
         let mut code = CodeMemory::new(CACHE).map_err(|e| EngineError::Unsupported {
             engine: "bt",
@@ -162,7 +163,8 @@ impl Shared {
             peers: RwLock::new(Vec::new()),
             memory,
             cpu,
-            precise_flags,
+            precise_flags: options.precise_flags,
+            contract: options.paranoid.then(contract),
         });
         let hook = Arc::new(Hook(Arc::downgrade(&shared)));
         if shared.memory.tracker().set_code_write_hook(hook).is_err() {
@@ -225,20 +227,13 @@ impl Shared {
         if let Some(n) = t.map.get(&key) {
             return Ok(t.blocks[*n as usize].as_ref().map(|b| b.entry));
         }
-        let Some(page) = self
-            .memory
-            .page_address(key.page as usize)
-            .and_then(|gpa| self.memory.page(gpa))
-        else {
-            return Ok(None);
-        };
         if !self.index.has_room()
             || t.hot + BLOCK_ROOM > COLD_START
             || t.cold + BLOCK_ROOM > CACHE as u32
         {
             self.drop_all(t, me);
         }
-        let Some(decoded) = self.decode(key, &page, me) else {
+        let Some(decoded) = self.decode(key, me) else {
             return Ok(None);
         };
         let layout = Layout {
@@ -259,6 +254,9 @@ impl Shared {
         );
         if hot_end > COLD_START || cold_end > CACHE as u32 {
             return Err(EngineError::Internal("a block outgrew its room".into()));
+        }
+        if let Some(contract) = &self.contract {
+            verify(contract, layout, &e)?;
         }
         for (at, bytes) in [(layout.hot, &e.hot), (layout.cold, &e.cold)] {
             t.code
@@ -282,34 +280,44 @@ impl Shared {
             key,
             entry: layout.hot,
             incoming: Vec::new(),
-            meta: BlockMeta {
-                hot: (layout.hot, hot_end),
-                cold: (layout.cold, cold_end),
-                mems: e.mems.into(),
-            },
         }));
         t.map.insert(key, n);
         t.by_page.entry(key.page).or_default().push(n);
+        if key.second != Key::ONE_PAGE {
+            t.by_page.entry(key.second).or_default().push(n);
+        }
         Ok(Some(layout.hot))
     }
 
-    /// Decodes, with the page marked and revoked before the bytes count.
-    fn decode(&self, key: Key, page: &PageInfo, me: &Peer) -> Option<decode::Decoded> {
-        let tracker = self.memory.tracker();
-        let gpa = self.memory.page_address(page.index)?;
-        let mut before = [0; 4096];
-        let mut after = [0; 4096];
+    /// Decodes, with the pages marked and revoked before the bytes count.
+    fn decode(&self, key: Key, me: &Peer) -> Option<decode::Decoded> {
+        let second = (key.second != Key::ONE_PAGE).then_some(key.second);
+        let pages: Vec<usize> = [Some(key.page), second]
+            .into_iter()
+            .flatten()
+            .map(|p| p as usize)
+            .collect();
+        let copy = || {
+            let mut bytes = vec![0; 4096 * pages.len()];
+            for (page, chunk) in pages.iter().zip(bytes.chunks_exact_mut(4096)) {
+                let gpa = self.memory.page_address(*page)?;
+                self.memory.read(gpa, chunk).ok()?;
+            }
+            Some(bytes)
+        };
         for _ in 0..16 {
-            self.memory.read(gpa, &mut before).ok()?;
+            let before = copy()?;
             let d = decode::block(&before, key.rip, key.mode, &self.cpu, self.precise_flags);
             if d.insns.is_empty() {
                 return None;
             }
             for &(offset, len) in &d.ranges {
-                tracker.mark_code(page.index, offset, len);
+                self.mark(&pages, offset, len);
             }
-            self.revoke(page.index, me);
-            self.memory.read(gpa, &mut after).ok()?;
+            for &page in &pages {
+                self.revoke(page, me);
+            }
+            let after = copy()?;
             if d.ranges
                 .iter()
                 .all(|&(o, n)| before.get(o..o + n) == after.get(o..o + n))
@@ -318,6 +326,18 @@ impl Shared {
             }
         }
         None
+    }
+
+    /// Marks bytes of a run of pages as code.
+    fn mark(&self, pages: &[usize], offset: usize, len: usize) {
+        for (n, page) in pages.iter().enumerate() {
+            let (from, to) = (offset.max(n * 4096), (offset + len).min((n + 1) * 4096));
+            if from < to {
+                self.memory
+                    .tracker()
+                    .mark_code(*page, from - n * 4096, to - from);
+            }
+        }
     }
 
     /// Remembers that vCPU `vcpu`'s view `view` has a write word for `page` at `index`.
@@ -423,15 +443,52 @@ impl Shared {
         t.stats.drops += 1;
         self.index.clear();
     }
+}
 
-    /// The emitted code around a cache offset (for `--trace` and debugging): guest RIP, metadata and
-    /// bytes of hot and cold code.
-    pub(crate) fn describe(&self, key: Key) -> Option<(BlockMeta, Vec<u8>, Vec<u8>)> {
-        let t = lock(&self.translator);
-        let b = t.blocks[*t.map.get(&key)? as usize].as_ref()?;
-        let get = |(a, z): (u32, u32)| t.code.read(a as usize, (z - a) as usize).ok();
-        Some((b.meta.clone(), get(b.meta.hot)?, get(b.meta.cold)?))
+/// What emitted code may do with the context block.
+fn contract() -> Contract {
+    let words = |list: &[i32]| list.iter().map(|at| *at..at + 8).collect();
+    let registers = 0..128;
+    let mut readable: Vec<_> = words(&[
+        at!(rl),
+        at!(view_sup),
+        at!(view_ac),
+        at!(fs_base),
+        at!(gs_base),
+        at!(kernel_gs),
+        at!(ibtc),
+        at!(sysflags),
+        at!(scratch),
+    ]);
+    let halves = [at!(df), at!(iflag), at!(ac), at!(pending)];
+    readable.extend(halves.map(|at| at..at + 4));
+    readable.extend([registers.clone(), at!(selectors)..at!(selectors) + 48]);
+    let mut writable: Vec<_> = words(&[at!(rl), at!(gs_base), at!(kernel_gs), at!(scratch)]);
+    writable.extend([at!(df), at!(iflag), at!(ac), at!(site)].map(|at| at..at + 4));
+    writable.push(registers);
+    Contract {
+        readable,
+        writable,
+        ibtc: at!(ibtc),
+        site: at!(site),
+        views: vec![at!(view_sup), at!(view_ac)],
+        bias: RL_BIAS as i32,
+        ibtc_entries: 1 << 16,
     }
+}
+
+fn verify(contract: &Contract, layout: Layout, e: &Emitted) -> Result<(), EngineError> {
+    let entries: Vec<u32> = e.insns.iter().map(|(_, host)| *host).collect();
+    let block = mimeo_bt_verify::Block {
+        hot: &e.hot,
+        hot_at: layout.hot,
+        cold: &e.cold,
+        cold_at: layout.cold,
+        entries: &entries,
+        exit: layout.exit,
+        sites: layout.first_site..layout.first_site + e.sites.len() as u32,
+    };
+    mimeo_bt_verify::verify(&block, contract).map_err(|r| EngineError::Internal(r.to_string()))
 }
 
 /// The fixed code at the start of the cache.
@@ -442,10 +499,7 @@ fn thunks() -> Vec<u8> {
     asm.qword(tramp::exit_address());
     asm.buf.resize(MISS_THUNK as usize, 0xcc);
     // An empty slot was hit by RIP = 2^64 - 1, whose tag is zero: leave as an unknown target.
-    asm.store_imm32(
-        crate::ctx::field(crate::ctx::at!(site)),
-        tramp::SITE_NO_TARGET,
-    );
+    asm.store_imm32(crate::ctx::field(at!(site)), tramp::SITE_NO_TARGET);
     asm.buf.extend_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
     asm.qword(tramp::exit_address());
     asm.buf

@@ -169,7 +169,7 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
         if inside {
             // SAFETY: the index outlives the run of the vCPU that `Current` describes.
             let found = unsafe { &*c.index }.find((pc - c.lo) as u32);
-            if let Some(f) = found.filter(|f| f.boundary) {
+            if let Some(f) = found.filter(|f| f.boundary && !f.shadow) {
                 // SAFETY: the context block of this thread's vCPU; this thread is in translated
                 // code and holds no reference to it.
                 unsafe { (*c.ctx).rip.set(f.rip) };

@@ -25,6 +25,8 @@ use std::sync::Arc;
 /// The bits of RFLAGS that live in `Ctx::status`.
 const STATUS: u64 = RFlags::STATUS.bits();
 const DF: u64 = RFlags::DF.bits();
+const IF: u64 = RFlags::IF.bits();
+const AC: u64 = RFlags::AC.bits();
 
 /// Counters of a vCPU.
 #[derive(Debug, Default)]
@@ -111,8 +113,9 @@ impl BtVcpu {
         for (g, slot) in s.gpr.iter_mut().zip(&c.gpr) {
             *g = slot.get();
         }
-        let df = u64::from(c.df.get());
-        s.rflags = RFlags::from_bits_retain(c.sysflags.get() | df | c.status_flags());
+        s.rflags = flags_of(c);
+        s.seg[Seg::Gs as usize].base = c.gs_base.get();
+        s.msr.kernel_gs_base = c.kernel_gs.get();
         s.rip = rip;
     }
 
@@ -125,8 +128,14 @@ impl BtVcpu {
         }
         let flags = s.rflags.bits();
         c.set_status(flags);
-        c.sysflags.set(flags & !(STATUS | DF));
+        c.sysflags.set(flags & !(STATUS | DF | IF | AC));
         c.df.set((flags & DF) as u32);
+        c.iflag.set((flags & IF) as u32);
+        c.ac.set((flags & AC) as u32);
+        c.kernel_gs.set(s.msr.kernel_gs_base);
+        for (seg, word) in s.seg.iter().zip(&c.selectors) {
+            word.set(u64::from(seg.selector));
+        }
         c.fs_base.set(s.segment(Seg::Fs).base);
         c.gs_base.set(s.segment(Seg::Gs).base);
     }
@@ -183,7 +192,8 @@ impl BtVcpu {
         let rl = self.mmu.base(self.mmu.view);
         let ibtc = self.mmu.ibtc().address();
         let c = self.peer.ctx();
-        c.view_sup.set(sup);
+        let smap = s.cr4.contains(Cr4::SMAP);
+        c.view_sup.set(if smap { sup } else { ac });
         c.view_ac.set(ac);
         c.rl.set(rl);
         c.ibtc.set(ibtc);
@@ -284,17 +294,41 @@ impl BtVcpu {
             return Ok(None);
         };
         let key = self.key(rip, exec);
+        if let Some(at) = self.shared.block(key, &self.peer)? {
+            let host = self.shared.address(at);
+            self.mmu.ibtc().fill(rip, host, exec.page, exec.global);
+            return Ok(Some(at));
+        }
+        self.find_spanning(key)
+    }
+
+    /// The translation of an instruction that spans two pages.
+    fn find_spanning(&mut self, key: Key) -> Result<Option<u32>, EngineError> {
+        let next = (key.rip | 4095).wrapping_add(1);
+        if key.rip & 4095 <= 4096 - 15 {
+            return Ok(None);
+        }
+        let Some(second) = self.mmu.exec(&self.shared, &self.cpu.state, next) else {
+            return Ok(None);
+        };
+        let key = Key {
+            second: second.page,
+            ..key
+        };
         let Some(at) = self.shared.block(key, &self.peer)? else {
             return Ok(None);
         };
         let host = self.shared.address(at);
-        self.mmu.ibtc().fill(rip, host, exec.page, exec.global);
+        let ibtc = self.mmu.ibtc();
+        ibtc.fill(key.rip, host, key.page, false);
+        ibtc.also(key.rip, second.page);
         Ok(Some(at))
     }
 
     fn key(&self, rip: u64, exec: mmu::Exec) -> Key {
         Key {
             page: exec.page,
+            second: Key::ONE_PAGE,
             rip,
             mode: Mode(self.mode.0 | if exec.large { Mode::LARGE } else { 0 }),
         }
@@ -307,13 +341,21 @@ impl BtVcpu {
         }
         let c = self.peer.ctx();
         c.target.set(self.shared.address(at));
+        let waiting = self.cpu.events.pending().any(EventBits::INTR);
+        c.pending.set(if waiting { IF as u32 } else { 0 });
         self.stats.enters += 1;
         // SAFETY: `at` is a boundary of a live block for this mode (found or chained after the last
         // look at the requests; a later request sets `kick`, which refuses the entry); `derive` has
         // set the view and the branch cache; `run` has set the GS base.
         unsafe { tramp::enter(c) };
         self.peer.left();
-        let number = self.ctx().site.get();
+        let c = self.peer.ctx();
+        // Inline CLI, STI, STAC and their like have changed flags, and with AC the view.
+        self.cpu.state.rflags = flags_of(c);
+        if c.rl.get() != self.mmu.base(self.mmu.view) {
+            self.mmu.select(&self.shared, &self.cpu.state);
+        }
+        let number = c.site.get();
         match number {
             tramp::SITE_ABORT => return Ok(self.at_boundary(at)),
             tramp::SITE_KICK => {
@@ -369,6 +411,10 @@ impl BtVcpu {
     fn at_boundary(&mut self, at: u32) -> Next {
         if let Some(f) = self.shared.index.find(at) {
             self.ctx().rip.set(f.rip);
+            if f.shadow {
+                self.cpu.state.sti_shadow = true;
+                self.translatable = false;
+            }
         }
         Next::Rip
     }
@@ -389,10 +435,11 @@ impl BtVcpu {
             return Ok(Next::Rip);
         };
         let key = self.key(rip, exec);
-        Ok(self
-            .shared
-            .link(at, key, &self.peer)?
-            .map_or(Next::Rip, Next::At))
+        let at = match self.shared.link(at, key, &self.peer)? {
+            Some(at) => Some(at),
+            None => self.find_spanning(key)?,
+        };
+        Ok(at.map_or(Next::Rip, Next::At))
     }
 
     /// The interpreter executes the site's instruction; then on at `site.host` if that is where it
@@ -487,11 +534,19 @@ impl BtVcpu {
     }
 }
 
+/// RFLAGS, put together from the context's pieces.
+fn flags_of(c: &Ctx) -> RFlags {
+    let pieces = c.df.get() | c.iflag.get() | c.ac.get();
+    RFlags::from_bits_retain(c.sysflags.get() | u64::from(pieces) | c.status_flags())
+}
+
 /// The translation mode of a state in 64-bit code.
 fn mode_of(s: &X86State) -> Mode {
     let mut m = 0;
     if s.cpl == 3 {
         m |= Mode::USER;
+    } else if s.cpl == 0 {
+        m |= Mode::KERNEL;
     }
     let blocked = s.cr0.intersects(Cr0::EM | Cr0::TS);
     if !blocked {

@@ -297,6 +297,7 @@ fn compare(seed: u64, cases: u64, vector: bool) {
     let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
     let options = BtOptions {
         precise_flags: true,
+        paranoid: true,
     };
     let mut bt = Machine::new(
         |c| Box::new(BtEngine::with_options(c, options).unwrap()),

@@ -109,7 +109,8 @@ impl Lower<'_> {
             return;
         }
         let here = self.block.insns[self.n].i.ip();
-        if (here ^ target) & self.options.chain_mask == 0 {
+        let crosses = self.block.next_crosses && target == self.block.next;
+        if (here ^ target) & self.options.chain_mask == 0 && !crosses {
             // The displacement is patched while other CPUs execute: it must not cross a line.
             let before = if condition.is_some() { 2 } else { 1 };
             let pad = (before + self.hot.pos()).next_multiple_of(4) - (before + self.hot.pos());

@@ -1,6 +1,6 @@
 //! Effective addresses and table lookups.
 
-use super::{Lower, MemSite, Place};
+use super::{Lower, Place};
 use crate::ctx::{E, HOST, RL, RL_BIAS, T, at, field, in_memory, slot};
 use crate::emit::{Asm, Mem, NO_BASE, Reg, cc, reg};
 use crate::index::SiteKind;
@@ -157,12 +157,6 @@ impl Lower<'_> {
             self.hot.mov_rr(E, reg::RAX);
             ea.reg = E;
         }
-        self.mems.push(MemSite {
-            at: self.hot.pos() as u32,
-            size: want.size as u16,
-            write: want.write,
-            saves_flags: live,
-        });
         let fits = ea
             .konst
             .is_some_and(|v| (v & 4095) as usize + want.size <= 4096);

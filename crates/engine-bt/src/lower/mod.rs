@@ -10,6 +10,7 @@ mod control;
 mod mem;
 mod native;
 mod stack;
+mod system;
 
 use crate::ctx::{at, field};
 use crate::decode::{Decoded, Insn, Plan};
@@ -37,19 +38,6 @@ struct Draft {
     code: u16,
 }
 
-/// The kind of a checked memory access, for the verifier and `--trace`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MemSite {
-    /// Host offset in the block of the first instruction of the lookup.
-    pub(crate) at: u32,
-    /// Bytes accessed.
-    pub(crate) size: u16,
-    /// Uses the write table.
-    pub(crate) write: bool,
-    /// Flags were live and are saved around the checks.
-    pub(crate) saves_flags: bool,
-}
-
 /// A finished block, relocated to its place.
 #[derive(Debug)]
 pub(crate) struct Emitted {
@@ -61,8 +49,6 @@ pub(crate) struct Emitted {
     pub(crate) sites: Vec<Site>,
     /// (guest offset from the block's RIP, host offset) of every instruction.
     pub(crate) insns: Vec<(u16, u32)>,
-    /// Checked memory accesses.
-    pub(crate) mems: Vec<MemSite>,
     /// Instructions handed to the interpreter.
     pub(crate) interp: u32,
 }
@@ -103,11 +89,17 @@ struct Lower<'a> {
     to_insn: Vec<(usize, usize)>,
     sites: Vec<Draft>,
     starts: Vec<usize>,
-    mems: Vec<MemSite>,
     interp: u32,
     /// Index of the instruction being lowered.
     n: usize,
+    /// Instructions just after an STI: no interrupt before them.
+    shadows: Vec<usize>,
 }
+
+pub(crate) use system::inline;
+
+/// Set in a guest offset of [`Emitted::insns`]: no interrupt may be delivered at that boundary.
+pub(crate) const SHADOW: u16 = 1 << 15;
 
 /// Lowers `block`.
 pub(crate) fn lower(block: &Decoded, options: Options, layout: Layout) -> Emitted {
@@ -123,9 +115,9 @@ pub(crate) fn lower(block: &Decoded, options: Options, layout: Layout) -> Emitte
         to_insn: Vec::new(),
         sites: Vec::new(),
         starts: Vec::with_capacity(block.insns.len()),
-        mems: Vec::new(),
         interp: 0,
         n: 0,
+        shadows: Vec::new(),
     };
     for n in 0..block.insns.len() {
         l.n = n;
@@ -155,6 +147,7 @@ impl Lower<'_> {
             Plan::Native => self.native(insn),
             Plan::Branch => self.branch(insn),
             Plan::Stack => self.stack(insn),
+            Plan::System => self.system(insn),
             Plan::Interp => self.interpret(insn),
         }
     }
@@ -218,7 +211,6 @@ impl Lower<'_> {
         self.to_exit.truncate(mark.to_exit);
         self.to_insn.truncate(mark.to_insn);
         self.sites.truncate(mark.sites);
-        self.mems.truncate(mark.mems);
     }
 
     fn mark(&self) -> Mark {
@@ -230,7 +222,6 @@ impl Lower<'_> {
             to_exit: self.to_exit.len(),
             to_insn: self.to_insn.len(),
             sites: self.sites.len(),
-            mems: self.mems.len(),
         }
     }
 
@@ -274,14 +265,17 @@ impl Lower<'_> {
             .insns
             .iter()
             .zip(&self.starts)
-            .map(|(insn, at)| (insn.i.ip().wrapping_sub(rip) as u16, *at as u32))
+            .enumerate()
+            .map(|(n, (insn, at))| {
+                let shadow = if self.shadows.contains(&n) { SHADOW } else { 0 };
+                (insn.i.ip().wrapping_sub(rip) as u16 | shadow, *at as u32)
+            })
             .collect();
         Emitted {
             hot: self.hot.buf,
             cold: self.cold.buf,
             sites,
             insns,
-            mems: self.mems,
             interp: self.interp,
         }
     }
@@ -296,5 +290,4 @@ struct Mark {
     to_exit: usize,
     to_insn: usize,
     sites: usize,
-    mems: usize,
 }

@@ -1,0 +1,168 @@
+//! Sensitive instructions that are frequent enough to be worth code of their own: flags (PUSHF, POPF,
+//! CLI, STI, STAC, CLAC) and SWAPGS at CPL 0, and reading segment registers (SDM vol. 2).
+//!
+//! RFLAGS lives in pieces: the status flags in the host's, DF, IF and AC each in a word of the context, in
+//! its place, and the rest in `sysflags`. Anything unusual (a pending interrupt when IF becomes set,
+//! POPF that changes another flag) is left to the interpreter, before anything has changed.
+
+use super::Lower;
+use super::mem::{Ea, Want};
+use crate::ctx::{E, GSP, HOST, RL, T, at, field, in_memory, slot};
+use crate::decode::Insn;
+use crate::emit::{Mem, Rm, cc, reg};
+use crate::index::SiteKind;
+use iced_x86::{Code, Register};
+
+const IF: u32 = 1 << 9;
+const AC: u32 = 1 << 18;
+/// CF, PF, AF, ZF, SF, OF, IF.
+const PLAIN: i32 = 0xad5 | 1 << 9;
+
+/// Whether the form has a lowering here.
+pub(crate) fn inline(code: Code, kernel: bool) -> bool {
+    match code {
+        Code::Cli | Code::Sti | Code::Stac | Code::Clac | Code::Swapgs => kernel,
+        Code::Pushfq | Code::Popfq => kernel,
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => true,
+        _ => false,
+    }
+}
+
+impl Lower<'_> {
+    /// Lowers one of them.
+    pub(super) fn system(&mut self, insn: &Insn) {
+        match insn.i.code() {
+            Code::Cli => self.hot.store_imm32(field(at!(iflag)), 0),
+            Code::Sti if self.n + 1 < self.block.insns.len() => self.sti(),
+            Code::Stac => {
+                self.hot.store_imm32(field(at!(ac)), AC);
+                self.switch_view(at!(view_ac));
+            }
+            Code::Clac => {
+                self.hot.store_imm32(field(at!(ac)), 0);
+                self.switch_view(at!(view_sup));
+            }
+            Code::Swapgs => {
+                self.hot.load(T, field(at!(kernel_gs)));
+                self.hot.load(E, field(at!(gs_base)));
+                self.hot.store(field(at!(gs_base)), T);
+                self.hot.store(field(at!(kernel_gs)), E);
+            }
+            Code::Pushfq => self.pushf(),
+            Code::Popfq => self.popf(),
+            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg
+                if insn.i.op0_register() != Register::None =>
+            {
+                self.read_selector(insn);
+            }
+            _ => self.interpret(insn),
+        }
+    }
+
+    fn switch_view(&mut self, view: i32) {
+        self.hot.load(RL, field(view));
+        self.hot.store(field(at!(rl)), RL);
+    }
+
+    /// Leaves to the interpreter if an interrupt waits for IF.
+    fn sti(&mut self) {
+        self.hot.store(slot(1), reg::RCX);
+        self.hot.load32(reg::RCX, field(at!(pending)));
+        let none = self.hot.jrcxz();
+        self.hot.load(reg::RCX, slot(1));
+        let waits = self.hot.jmp();
+        self.hot.bind8(none);
+        self.hot.load(reg::RCX, slot(1));
+        self.hot.store_imm32(field(at!(iflag)), IF);
+        self.to_interp(waits);
+        self.shadows.push(self.n + 1);
+    }
+
+    /// A branch at `from` hands the whole instruction to the interpreter.
+    fn to_interp(&mut self, from: usize) {
+        let cold = self.cold.pos();
+        self.to_cold.push((from, cold));
+        self.leave(SiteKind::Interp, self.insn().i.ip(), self.after());
+    }
+
+    fn read_selector(&mut self, insn: &Insn) {
+        let n = match insn.i.op1_register() {
+            Register::ES => 0,
+            Register::CS => 1,
+            Register::SS => 2,
+            Register::DS => 3,
+            Register::FS => 4,
+            _ => 5,
+        };
+        let dst = insn.i.op0_register().full_register().number();
+        let to = if in_memory(dst) { T } else { HOST[dst] };
+        self.hot.load(to, field(at!(selectors) + 8 * n));
+        if to == T {
+            self.hot.store(slot(dst), T);
+        }
+    }
+
+    /// The image: status flags by LAHF and SETO, the rest from the context. RF and VM read as zero,
+    /// and are, in translated code.
+    fn pushf(&mut self) {
+        self.hot.lea(E, Mem::base(GSP, -8));
+        let ea = Ea {
+            reg: E,
+            konst: None,
+        };
+        let m = self.lookup(
+            ea,
+            Want {
+                size: 8,
+                write: true,
+                aligned: false,
+            },
+        );
+        self.hot.lea(E, m);
+        self.save_flags();
+        self.hot.movzx16(T, reg::RAX);
+        self.hot.store(field(at!(scratch)), reg::RAX);
+        // T = AH | OF << 11.
+        self.hot.shift32(5, T, 8);
+        self.hot.alu32_imm(4, reg::RAX, 1);
+        self.hot.shl32(reg::RAX, 11);
+        self.hot.or_rr32(T, reg::RAX);
+        for f in [at!(sysflags), at!(iflag), at!(df), at!(ac)] {
+            self.hot.or_rm32(T, field(f));
+        }
+        self.hot.store(Mem::base(E, 0), T);
+        self.hot.lea(GSP, Mem::base(GSP, -8));
+        self.hot.load(reg::RAX, field(at!(scratch)));
+        Self::restore_flags(&mut self.hot);
+    }
+
+    /// Only the status flags, IF, DF and AC may become what the image says; DF and AC only zero.
+    fn popf(&mut self) {
+        let m = self.top();
+        self.hot.load(T, m);
+        self.hot.mov_rr(E, T);
+        self.hot.alu_imm(4, Rm::Reg(E), !PLAIN, true);
+        self.hot.cmp_rm(E, field(at!(sysflags)));
+        let other = self.hot.jcc(cc::NZ);
+        self.hot.mov_rr32(E, T);
+        self.hot.alu32_imm(4, E, IF as i32);
+        self.hot.test_rm32(E, field(at!(pending)));
+        let waits = self.hot.jcc(cc::NZ);
+        self.to_interp(other);
+        self.to_interp(waits);
+        self.hot.store32(field(at!(iflag)), E);
+        self.hot.store_imm32(field(at!(df)), 0);
+        self.hot.store_imm32(field(at!(ac)), 0);
+        self.switch_view(at!(view_sup));
+        self.hot.lea(GSP, Mem::base(GSP, 8));
+        // AH = the low byte, AL = OF, then as everywhere.
+        self.hot.store(slot(0), reg::RAX);
+        self.hot.mov_rr32(E, T);
+        self.hot.shift32(5, E, 11);
+        self.hot.alu32_imm(4, E, 1);
+        self.hot.mov_rr32(reg::RAX, T);
+        self.hot.shl32(reg::RAX, 8);
+        self.hot.or_rr32(reg::RAX, E);
+        Self::restore_flags(&mut self.hot);
+    }
+}
