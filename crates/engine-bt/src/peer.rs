@@ -83,8 +83,9 @@ impl Peer {
         self.running.store(false, Ordering::SeqCst);
     }
 
-    /// Counts an exit from translated code.
+    /// The vCPU has left translated code and knows where.
     pub(crate) fn left(&self) {
+        self.ctx.in_cache.store(0, Ordering::SeqCst);
         self.exits.fetch_add(1, Ordering::SeqCst);
     }
 

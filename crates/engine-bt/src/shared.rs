@@ -25,6 +25,7 @@ use mimeo_codemem::CodeMemory;
 use mimeo_memory::{CodeWriteHook, GuestMemory};
 use mimeo_vcpu::EngineError;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Bytes of the code cache: thunks, hot code, cold code.
@@ -101,6 +102,7 @@ pub(crate) struct Shared {
     /// Executable address of the cache.
     base: u64,
     translator: Mutex<Translator>,
+    generation: AtomicU64,
     peers: RwLock<Vec<Weak<Peer>>>,
     /// For each page: which write word maps it (see [`Self::note_writer`]).
     writers: LazyArray,
@@ -160,6 +162,7 @@ impl Shared {
                 by_page: HashMap::new(),
                 stats: TranslatorStats::default(),
             }),
+            generation: AtomicU64::new(0),
             peers: RwLock::new(Vec::new()),
             memory,
             cpu,
@@ -173,6 +176,11 @@ impl Shared {
             ));
         }
         Ok(shared)
+    }
+
+    /// How often all translations were dropped.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// Executable addresses of the cache.
@@ -399,15 +407,21 @@ impl Shared {
         }
     }
 
-    /// Chains the branch whose displacement is at `at` to the block `key`.
-    pub(crate) fn link(&self, at: u32, key: Key, me: &Peer) -> Result<Option<u32>, EngineError> {
+    /// Chains the branch whose displacement is at `at` (an offset of code cache generation
+    /// `generation`) to the block `key`.
+    pub(crate) fn link(
+        &self,
+        at: u32,
+        generation: u64,
+        key: Key,
+        me: &Peer,
+    ) -> Result<Option<u32>, EngineError> {
         let mut t = lock(&self.translator);
-        let drops = t.stats.drops;
         let Some(entry) = self.block_locked(&mut t, key, me)? else {
             return Ok(None);
         };
         // The source may have been dropped meanwhile; then there is nothing to patch.
-        if t.stats.drops == drops && at >= HOT_START && at.is_multiple_of(4) {
+        if self.generation() == generation && at >= HOT_START && at.is_multiple_of(4) {
             let old = t
                 .code
                 .read(at as usize, 4)
@@ -441,6 +455,7 @@ impl Shared {
         t.hot = HOT_START;
         t.cold = COLD_START;
         t.stats.drops += 1;
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.index.clear();
     }
 }

@@ -129,7 +129,7 @@ global_asm!(
     "3:",
     "vzeroupper",
     "ldmxcsr [rsp + {host_mxcsr}]",
-    "mov dword ptr [rsp + {in_cache}], 0",
+    // `in_cache` stays set until the run loop has looked the site up.
     "mov rsp, [rsp + {host_rsp}]",
     "cld",
     "pop r15",
@@ -162,6 +162,7 @@ unsafe extern "sysv64" {
 }
 
 /// Runs translated code from [`Ctx::target`] until it leaves; the site is in [`Ctx::site`].
+/// [`Ctx::in_cache`] is still set then.
 ///
 /// # Safety
 /// `ctx.target` is an instruction boundary of live translated code of this vCPU's current mode,

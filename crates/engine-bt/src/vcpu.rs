@@ -11,7 +11,7 @@
 
 use crate::ctx::Ctx;
 use crate::decode::Mode;
-use crate::index::{AUX_FP, Site, SiteKind};
+use crate::index::{AUX_FP, Found, Site, SiteKind};
 use crate::mmu::{self, Fill, Mmu};
 use crate::peer::Peer;
 use crate::shared::{Key, Shared};
@@ -348,6 +348,11 @@ impl BtVcpu {
         // look at the requests; a later request sets `kick`, which refuses the entry); `derive` has
         // set the view and the branch cache; `run` has set the GS base.
         unsafe { tramp::enter(c) };
+        // Until `left` the code cache cannot be dropped, so that numbers and offsets mean what they did.
+        let (number, pc) = (c.site.get(), c.fault_pc.get());
+        let site = self.shared.index.site(number);
+        let faulted = (number == tramp::SITE_FAULT).then(|| self.shared.index.find(pc));
+        let generation = self.shared.generation();
         self.peer.left();
         let c = self.peer.ctx();
         // Inline CLI, STI, STAC and their like have changed flags, and with AC the view.
@@ -355,14 +360,12 @@ impl BtVcpu {
         if c.rl.get() != self.mmu.base(self.mmu.view) {
             self.mmu.select(&self.shared, &self.cpu.state);
         }
-        let number = c.site.get();
         match number {
             tramp::SITE_ABORT => return Ok(self.at_boundary(at)),
             tramp::SITE_KICK => {
                 self.stats.kicks += 1;
                 return Ok(Next::Rip);
             }
-            tramp::SITE_FAULT => return self.fault(io),
             tramp::SITE_NO_TARGET => {
                 let c = self.ctx();
                 c.rip.set(c.t.get());
@@ -370,11 +373,10 @@ impl BtVcpu {
             }
             _ => {}
         }
-        let site = self
-            .shared
-            .index
-            .site(number)
-            .ok_or_else(|| EngineError::Internal("an unknown exit site".into()))?;
+        if let Some(found) = faulted {
+            return self.fault(found, pc, io);
+        }
+        let site = site.ok_or_else(|| EngineError::Internal("an unknown exit site".into()))?;
         match site.kind {
             SiteKind::Read | SiteKind::Write => {
                 self.stats.misses += 1;
@@ -390,7 +392,7 @@ impl BtVcpu {
             SiteKind::Link => {
                 self.stats.links += 1;
                 self.ctx().rip.set(site.rip);
-                self.link(site.rip, site.host)
+                self.link(site.rip, site.host, generation)
             }
             SiteKind::Indirect => {
                 self.stats.indirect += 1;
@@ -407,14 +409,18 @@ impl BtVcpu {
         }
     }
 
-    /// The entry at `at` was refused: RIP is that of the boundary.
+    /// The entry at `at` was refused; RIP is in the context. If the boundary follows an inline STI, no
+    /// interrupt may come before the next instruction.
     fn at_boundary(&mut self, at: u32) -> Next {
-        if let Some(f) = self.shared.index.find(at) {
-            self.ctx().rip.set(f.rip);
-            if f.shadow {
-                self.cpu.state.sti_shadow = true;
-                self.translatable = false;
-            }
+        let rip = self.ctx().rip.get();
+        if self
+            .shared
+            .index
+            .find(at)
+            .is_some_and(|f| f.shadow && f.rip == rip)
+        {
+            self.cpu.state.sti_shadow = true;
+            self.translatable = false;
         }
         Next::Rip
     }
@@ -427,7 +433,7 @@ impl BtVcpu {
         Ok(self.find(rip)?.map_or(Next::Rip, Next::At))
     }
 
-    fn link(&mut self, rip: u64, at: u32) -> Result<Next, EngineError> {
+    fn link(&mut self, rip: u64, at: u32, generation: u64) -> Result<Next, EngineError> {
         if self.peer.requested() {
             return Ok(Next::Rip);
         }
@@ -435,7 +441,7 @@ impl BtVcpu {
             return Ok(Next::Rip);
         };
         let key = self.key(rip, exec);
-        let at = match self.shared.link(at, key, &self.peer)? {
+        let at = match self.shared.link(at, generation, key, &self.peer)? {
             Some(at) => Some(at),
             None => self.find_spanning(key)?,
         };
@@ -468,10 +474,14 @@ impl BtVcpu {
     }
 
     /// The host faulted in translated code: the interpreter executes the instruction.
-    fn fault(&mut self, io: &mut dyn CpuIo) -> Result<Next, EngineError> {
+    fn fault(
+        &mut self,
+        found: Option<Found>,
+        pc: u32,
+        io: &mut dyn CpuIo,
+    ) -> Result<Next, EngineError> {
         self.stats.faults += 1;
-        let pc = self.ctx().fault_pc.get();
-        let Some(found) = self.shared.index.find(pc) else {
+        let Some(found) = found else {
             return Err(EngineError::Internal(format!(
                 "the host faulted at code cache offset {pc:#x}, outside every block"
             )));

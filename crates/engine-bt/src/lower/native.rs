@@ -7,7 +7,7 @@ use crate::decode::{Insn, memory};
 use crate::emit::{Mem, Reg};
 use crate::reencode::{Subst, Unencodable, encode};
 use iced_x86::{Code, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register};
-use mimeo_isa_x86::Access;
+use mimeo_isa_x86::{Access, Unit};
 
 /// An operand register that lives in the context block.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,10 @@ impl Lower<'_> {
         let want = Want {
             size: usize::from(size),
             write,
-            aligned: form.mem.align > 1 && u16::from(form.mem.align) >= size,
+            // CVTPD2PI and its like are not relied on to check alignment on every host.
+            aligned: form.mem.align > 1
+                && u16::from(form.mem.align) >= size
+                && form.unit != Unit::MmxSse,
         };
         if moffs(i.code()) {
             return self.moffs(insn, want);
