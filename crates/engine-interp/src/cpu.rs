@@ -232,7 +232,6 @@ impl Cpu {
     /// Remembers the shadows and TF before an instruction.
     pub(crate) fn begin_step(&mut self) -> StepStart {
         StepStart {
-            sti: self.state.sti_shadow,
             mov_ss: self.state.mov_ss_shadow,
             tf: self.state.rflags.contains(RFlags::TF),
         }
@@ -382,8 +381,6 @@ impl Cpu {
 /// What held at the start of an instruction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepStart {
-    /// The STI shadow.
-    pub(crate) sti: bool,
     /// The MOV SS shadow.
     pub(crate) mov_ss: bool,
     /// RFLAGS.TF.

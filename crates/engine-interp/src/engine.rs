@@ -73,10 +73,10 @@ impl InterpVcpu {
     }
 
     fn turn(&mut self, limit: u64, io: &mut dyn CpuIo) -> Result<Turn, EngineError> {
-        if self.cpu.events_pending() || self.cpu.state.activity != Activity::Running {
-            if let Some(exit) = self.attend(io)? {
-                return Ok(Turn::Exit(exit));
-            }
+        if (self.cpu.events_pending() || self.cpu.state.activity != Activity::Running)
+            && let Some(exit) = self.attend(io)?
+        {
+            return Ok(Turn::Exit(exit));
         }
         if self.cpu.retired >= limit {
             return Ok(Turn::Exit(Exit::InstructionLimit));

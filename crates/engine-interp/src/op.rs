@@ -199,9 +199,9 @@ impl Op {
             size,
             addr: address_size(i, bits),
             prefix: Prefix(
-                u8::from(i.has_lock_prefix()) * Prefix::LOCK
-                    | u8::from(i.has_rep_prefix()) * Prefix::REP
-                    | u8::from(i.has_repne_prefix()) * Prefix::REPNE,
+                (u8::from(i.has_lock_prefix()) * Prefix::LOCK)
+                    | (u8::from(i.has_rep_prefix()) * Prefix::REP)
+                    | (u8::from(i.has_repne_prefix()) * Prefix::REPNE),
             ),
             code: i.code(),
         }

@@ -26,7 +26,11 @@ fn sources<T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Result<(u64,
 fn finish<T: Width>(cpu: &mut Cpu, op: &Op, r: u64, cf: bool) -> Exec {
     let r = T::trunc(r);
     set(cpu, op.r0, r);
-    flags::put(cpu, STATUS, flags::szp(r) & !flags::PF | u64::from(cf) * CF);
+    flags::put(
+        cpu,
+        STATUS,
+        flags::szp(r) & !flags::PF | (u64::from(cf) * CF),
+    );
     Ok(())
 }
 

@@ -17,7 +17,7 @@ const fn parity_table() -> [u8; 256] {
     let mut t = [0; 256];
     let mut n = 0;
     while n < 256 {
-        if (n as u8).count_ones() % 2 == 0 {
+        if (n as u8).count_ones().is_multiple_of(2) {
             t[n] = PF as u8;
         }
         n += 1;

@@ -431,7 +431,7 @@ fn device_write(mut gpa: u64, mut buf: &[u8], io: &mut dyn CpuIo) {
 
 fn chunk(gpa: u64, len: usize) -> usize {
     let mut n = 8;
-    while n > len || gpa % n as u64 != 0 {
+    while n > len || !gpa.is_multiple_of(n as u64) {
         n /= 2;
     }
     n

@@ -34,7 +34,7 @@ impl Cpu {
         let last = linear.wrapping_add(T::BYTES as u64 - 1);
         if let Some(e) = self.tlb.entry(linear)
             && e.write == (last & !0xfff) | self.tlb.key
-            && at % T::BYTES == 0
+            && at.is_multiple_of(T::BYTES)
         {
             let (host, page) = (e.host, e.page);
             let old = exchange(host, at, &f);
@@ -59,7 +59,7 @@ impl Cpu {
         let pieces = self.pieces(seg, linear, T::BYTES, Access::Write)?;
         let at = linear as usize & 4095;
         if let (Some((Place::Memory(host, page), ..)), None) = (pieces[0], pieces[1]) {
-            if at % T::BYTES == 0 {
+            if at.is_multiple_of(T::BYTES) {
                 let old = exchange(host, at, f);
                 self.stored(page, at, T::BYTES);
                 return Ok(old);

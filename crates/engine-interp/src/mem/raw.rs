@@ -79,7 +79,7 @@ impl HostPage {
 
     /// Compare-and-exchange of 16 bytes at an offset that is a multiple of 16.
     pub(super) fn cas16(self, offset: usize, old: u128, new: u128) -> Result<u128, u128> {
-        assert!(offset % 16 == 0 && offset < 4096);
+        assert!(offset.is_multiple_of(16) && offset < 4096);
         let p = self.0.as_ptr().wrapping_add(offset);
         cas16_at(p, old, new)
     }

@@ -324,7 +324,7 @@ impl Cpu {
         let user = s.cpl == 3;
         let pcid = self.pcid();
         let number = asn(pcid);
-        let mut key = number | u64::from(user) * KEY_USER;
+        let mut key = number | (u64::from(user) * KEY_USER);
         let aligned = user && s.cr0.contains(Cr0::AM) && s.rflags.contains(RFlags::AC);
         // DR7: an enabled breakpoint (L or G) whose R/W field is not "execute".
         let watched = (0..4).any(|n| s.dr7 >> (2 * n) & 3 != 0 && s.dr7 >> (16 + 4 * n) & 3 != 0);

@@ -38,11 +38,12 @@ pub(crate) fn poll(cpu: &mut Cpu, io: &mut dyn CpuIo) -> Result<Poll, EngineErro
     // STI's and MOV SS's shadows hold back interrupts.
     let open =
         cpu.state.rflags.contains(RFlags::IF) && !cpu.state.sti_shadow && !cpu.state.mov_ss_shadow;
-    if open && pending.any(EventBits::INTR) {
-        if let Some(vector) = io.ack_interrupt() {
-            cpu.state.activity = Activity::Running;
-            return interrupt::external(cpu, vector, Source::External, io).map(outcome);
-        }
+    if open
+        && pending.any(EventBits::INTR)
+        && let Some(vector) = io.ack_interrupt()
+    {
+        cpu.state.activity = Activity::Running;
+        return interrupt::external(cpu, vector, Source::External, io).map(outcome);
     }
     Ok(if cpu.state.activity == Activity::Halted {
         Poll::Idle
