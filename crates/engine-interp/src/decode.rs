@@ -249,6 +249,10 @@ mod tests {
                 K::seg_rSI => OpKind::MemorySegRSI,
                 K::es_rDI => OpKind::MemoryESRDI,
                 K::seg_rBX_al => OpKind::Memory,
+                K::cl => {
+                    i.set_op_register(n, R::CL);
+                    OpKind::Register
+                }
                 K::seg_reg => {
                     i.set_op_register(n, R::DS);
                     OpKind::Register
