@@ -58,9 +58,14 @@ pub fn differences(
     if a != b {
         note("RFLAGS", &a, &b);
     }
-    // A call that faults for its target may have stored the return address below the stack pointer.
-    let below_stack = form.group == Group::Control && host.0 == Outcome::Fault(Fault::General);
-    if !below_stack && let Some(at) = h.data.iter().zip(&g.data).position(|(a, b)| a != b) {
+    // A call that faults for its target may have stored the return address below the stack
+    // pointer, and an 80-bit store that straddles pages its first part.
+    let partly_stored = match host.0 {
+        Outcome::Fault(Fault::General) => form.group == Group::Control,
+        Outcome::Fault(Fault::Page(_)) => form.unit == Unit::X87 && form.mem.size == 10,
+        _ => false,
+    };
+    if !partly_stored && let Some(at) = h.data.iter().zip(&g.data).position(|(a, b)| a != b) {
         let end = (at + 16).min(h.data.len());
         let linear = DATA + at as u64;
         note(
@@ -83,15 +88,21 @@ pub fn differences(
 fn skipped_bytes_fault(form: &Form, host: Outcome, guest: Outcome) -> bool {
     form.implicit_memory == ImplicitMemory::MaskMove
         && guest == Outcome::Done
-        && matches!(host, Outcome::Fault(Fault::Page(_)))
+        && matches!(host, Outcome::Fault(Fault::Page(_) | Fault::General))
 }
 
-/// PUSHA and POPA that fault have done a part on some processors; they are restarted as a whole.
+/// PUSHA, POPA and XRSTOR that fault have done a part on some processors; they are restarted as a
+/// whole.
 fn partial(form: &Form, outcome: Outcome) -> bool {
     outcome != Outcome::Done
         && matches!(
             form.code,
-            Code::Pushaw | Code::Pushad | Code::Popaw | Code::Popad
+            Code::Pushaw
+                | Code::Pushad
+                | Code::Popaw
+                | Code::Popad
+                | Code::Xrstor_mem
+                | Code::Xrstor64_mem
         )
 }
 
@@ -101,10 +112,8 @@ fn partial(form: &Form, outcome: Outcome) -> bool {
 fn same_outcome(form: &Form, host: Outcome, guest: Outcome) -> bool {
     let area = form.unit == Unit::Xsave
         || form.mem.size > 32
-        || matches!(
-            form.implicit_memory,
-            ImplicitMemory::MaskMove | ImplicitMemory::SourceAndDestination
-        );
+        || form.implicit_memory == ImplicitMemory::MaskMove;
+    let two = form.implicit_memory == ImplicitMemory::SourceAndDestination;
     match (host, guest) {
         (Outcome::Fault(Fault::Page(_)), Outcome::Fault(Fault::Page(_))) if area => true,
         (Outcome::Fault(Fault::Page(a)), Outcome::Fault(Fault::Page(b)))
@@ -112,7 +121,8 @@ fn same_outcome(form: &Form, host: Outcome, guest: Outcome) -> bool {
         {
             a >> 12 == b >> 12
         }
-        (Outcome::Fault(Fault::Page(_)), Outcome::Fault(Fault::General)) => {
+        (Outcome::Fault(_), Outcome::Fault(_)) if two || form.unit == Unit::Xsave => true,
+        (Outcome::Fault(Fault::Page(_) | Fault::Stack), Outcome::Fault(Fault::General)) => {
             form.code == Code::Call_rm64
         }
         _ => host == guest,
