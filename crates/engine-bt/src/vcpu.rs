@@ -257,10 +257,11 @@ impl BtVcpu {
         if self.peer.requested() {
             self.serve_requests();
         }
-        if self.cpu.events_pending() || self.cpu.state.activity != Activity::Running {
-            if let Some(exit) = self.attend(io)? {
-                return Ok(Turn::Exit(exit));
-            }
+        let idle = self.cpu.state.activity != Activity::Running;
+        if (idle || self.cpu.events_pending())
+            && let Some(exit) = self.attend(io)?
+        {
+            return Ok(Turn::Exit(exit));
         }
         let rip = self.ctx().rip.get();
         if !self.translatable {

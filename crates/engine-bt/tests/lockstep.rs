@@ -344,10 +344,10 @@ fn cases(default: u64) -> u64 {
 
 #[test]
 fn integer_programs() {
-    compare(1, cases(20_000), false);
+    compare(1, cases(6_000), false);
 }
 
 #[test]
 fn vector_programs() {
-    compare(2, cases(10_000), true);
+    compare(2, cases(4_000), true);
 }

@@ -74,12 +74,12 @@ impl Lower<'_> {
         self.hot.bind8(none);
         self.hot.load(reg::RCX, slot(1));
         self.hot.store_imm32(field(at!(iflag)), IF);
-        self.to_interp(waits);
+        self.leave_if(waits);
         self.shadows.push(self.n + 1);
     }
 
     /// A branch at `from` hands the whole instruction to the interpreter.
-    fn to_interp(&mut self, from: usize) {
+    fn leave_if(&mut self, from: usize) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
         self.leave(SiteKind::Interp, self.insn().i.ip(), self.after());
@@ -148,8 +148,8 @@ impl Lower<'_> {
         self.hot.alu32_imm(4, E, IF as i32);
         self.hot.test_rm32(E, field(at!(pending)));
         let waits = self.hot.jcc(cc::NZ);
-        self.to_interp(other);
-        self.to_interp(waits);
+        self.leave_if(other);
+        self.leave_if(waits);
         self.hot.store32(field(at!(iflag)), E);
         self.hot.store_imm32(field(at!(df)), 0);
         self.hot.store_imm32(field(at!(ac)), 0);
