@@ -46,12 +46,12 @@ pub enum Rejection {
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The file cannot be opened or read.
-    #[error("cannot read {name}: {source}; {remedy}")]
+    #[error("cannot read {name}: {cause}; {remedy}")]
     Read {
         /// The file.
         name: String,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
         /// What to do.
         remedy: &'static str,
     },

@@ -34,9 +34,9 @@ impl Module {
     /// [`BootError::Read`].
     pub fn open(path: &Path) -> Result<Self, BootError> {
         let name = path.display().to_string();
-        let read = |source| BootError::Read {
+        let read = |cause| BootError::Read {
             name: name.clone(),
-            source,
+            cause,
             remedy: REMEDY,
         };
         let mut file = File::open(path).map_err(read)?;
@@ -109,9 +109,9 @@ impl Module {
             Source::Bytes(b) => return Ok(mem.write(gpa, b)?),
             Source::File(f) => f,
         };
-        let read = |source| BootError::Read {
+        let read = |cause| BootError::Read {
             name: self.name.clone(),
-            source,
+            cause,
             remedy: "leave the file alone while the machine starts",
         };
         file.seek(SeekFrom::Start(0)).map_err(read)?;

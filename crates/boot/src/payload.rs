@@ -77,9 +77,9 @@ impl Payload {
     /// [`BootError::Read`], [`BootError::Payload`].
     pub fn open(path: &Path) -> Result<Self, BootError> {
         let name = path.display().to_string();
-        let data = read_file(path).map_err(|source| BootError::Read {
+        let data = read_file(path).map_err(|cause| BootError::Read {
             name: name.clone(),
-            source,
+            cause,
             remedy: "give --kernel a kernel file that exists and can be read",
         })?;
         Self::from_bytes(name, data)

@@ -5,7 +5,7 @@
 use crate::Rejection;
 use crate::fields::{u16_at, u32_at};
 
-const UNPACK: &str = "unpack it first (file(1) and binwalk tell what is inside)";
+const UNPACK: &str = "unpack it first, or give it to --initrd if it is an initial RAM disk";
 const GIVE_KERNEL: &str =
     "give --kernel a bzImage, an ELF vmlinux or a Multiboot kernel (/boot/vmlinuz-* is one)";
 const AS_INITRD: &str = "give it to --initrd, and a kernel to --kernel";

@@ -37,22 +37,22 @@ pub enum ImageError {
     NoCache,
     /// A file of the cache.
     #[error(
-        "{path}: {source}; check that the cache directory is writable and has 100 MB free (XDG_CACHE_HOME chooses another)"
+        "{path}: {cause}; check that the cache directory is writable and has 100 MB free (XDG_CACHE_HOME chooses another)"
     )]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
 impl ImageError {
     /// For `map_err` on an operation with `path`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io {
+        move |cause| Self::Io {
             path: path.to_owned(),
-            source,
+            cause,
         }
     }
 }

@@ -32,16 +32,16 @@ pub trait NetBackend: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// A published port is taken or may not be used.
-    #[error("cannot listen on {address} for --publish: {source}; choose another host port")]
+    #[error("cannot listen on {address} for --publish: {cause}; choose another host port")]
     Publish {
         /// Host address and port.
         address: std::net::SocketAddr,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The host refused something basic.
     #[error("cannot set up the user network: {0}")]
-    Host(#[from] std::io::Error),
+    Host(std::io::Error),
     /// The configuration makes no sense.
     #[error("the user network's {0}")]
     Config(&'static str),

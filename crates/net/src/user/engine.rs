@@ -93,7 +93,7 @@ impl Engine {
     fn open_published(&mut self) -> Result<(), NetError> {
         for p in self.config.publish.clone() {
             let address = p.host;
-            let fail = |source| NetError::Publish { address, source };
+            let fail = |cause| NetError::Publish { address, cause };
             let bound = match p.transport {
                 Transport::Tcp => {
                     let l = TcpListener::bind(address).map_err(fail)?;

@@ -163,14 +163,14 @@ impl UserNet {
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             sink: Mutex::default(),
-            wake: wake.map_err(std::io::Error::from)?,
+            wake: wake.map_err(|e| NetError::Host(e.into()))?,
             stop: AtomicBool::new(false),
         });
         let mtu = config.mtu;
         let engine = Engine::new(config, shared.clone(), capture)?;
         let published = engine.published();
         let thread = std::thread::Builder::new().name("net-user".into());
-        let thread = Some(thread.spawn(move || engine.run())?);
+        let thread = Some(thread.spawn(move || engine.run()).map_err(NetError::Host)?);
         Ok(Self {
             shared,
             mtu,
