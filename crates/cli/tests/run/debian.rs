@@ -70,12 +70,12 @@ fn complaints(dmesg: &str) -> Vec<&str> {
 }
 
 /// The whole life of a guest with `cpus` CPUs.
-fn life(guest: &'static str, cpus: u32) {
+fn life(guest: &'static str, engine: &str, cpus: u32) {
     if !available(guest) {
         return;
     }
     let n = cpus.to_string();
-    let mut g = boot(&[guest, "--engine", "interp", "--cpus", &n]);
+    let mut g = boot(&[guest, "--engine", engine, "--cpus", &n]);
     assert!(g.shell("uname -s -m").contains("Linux x86_64"));
     assert_eq!(g.shell("echo $((6 * 7))").trim(), "42");
     assert_eq!(g.shell("nproc").trim(), n);
@@ -104,18 +104,28 @@ fn life(guest: &'static str, cpus: u32) {
 }
 
 #[test]
-fn one_cpu() {
-    life("debian", 1);
+fn interp_one_cpu() {
+    life("debian", "interp", 1);
 }
 
 #[test]
-fn four_cpus() {
-    life("debian", 4);
+fn interp_four_cpus() {
+    life("debian", "interp", 4);
 }
 
 #[test]
-fn the_generic_kernel() {
-    life("debian-generic", 1);
+fn interp_generic_kernel() {
+    life("debian-generic", "interp", 1);
+}
+
+#[test]
+fn bt_one_cpu() {
+    life("debian", "bt", 1);
+}
+
+#[test]
+fn bt_four_cpus() {
+    life("debian", "bt", 4);
 }
 
 #[test]
