@@ -107,14 +107,12 @@ impl Guest {
 
     /// Runs a shell command in the guest and gives its output.
     pub fn shell(&mut self, command: &str) -> String {
-        // The marker is assembled by the shell, so that its echo is not taken for it.
-        self.send(&format!("{command}; echo MA''RK=$?=\n"));
+        // The markers are assembled by the shell, so that an echo of the line is not taken for them.
+        self.send(&format!("echo BE''GIN; {command}; echo MA''RK=$?=\n"));
+        self.expect("BEGIN");
         let text = self.expect("MARK=").replace('\r', "");
         self.expect("=");
-        let body = text.trim_end_matches("MARK=");
-        // The first line is the echo of what was typed (with the prompt).
-        body.split_once('\n')
-            .map_or(String::new(), |(_, rest)| rest.to_owned())
+        text.trim_start().trim_end_matches("MARK=").to_owned()
     }
 
     /// Everything that came on the console.
