@@ -169,8 +169,10 @@ pub(crate) fn faults_misaligned(i: &Instruction, size: usize) -> bool {
                 | M::Pcmpistri
                 | M::Pcmpistrm
         );
-        let xmm = (0..i.op_count())
-            .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_xmm());
+        let xmm = (0..i.op_count()).any(|n| {
+            i.op_kind(n) == OpKind::Register
+                && (i.op_register(n).is_xmm() || i.op_register(n).is_mm())
+        });
         return size == 16 && xmm && !unaligned;
     }
     matches!(
