@@ -88,7 +88,7 @@ fn classify(i: &Instruction, mode: Mode, cpu: &CpuModel) -> (Option<&'static For
         return (None, Plan::Interp);
     };
     let unit = match form.unit {
-        Unit::None => true,
+        Unit::None | Unit::VexGpr => true,
         Unit::X87 | Unit::Mmx => mode.has(Mode::X87),
         Unit::MmxSse => mode.has(Mode::X87) && mode.has(Mode::SSE),
         Unit::Sse => mode.has(Mode::SSE),

@@ -174,7 +174,9 @@ impl Lower<'_> {
     fn leave(&mut self, kind: SiteKind, rip: u64, host: Place) {
         let n = self.first_site + self.sites.len() as u32;
         let insn = self.insn();
-        let fp = insn.form.is_some_and(|f| f.unit != Unit::None);
+        let fp = insn
+            .form
+            .is_some_and(|f| !matches!(f.unit, Unit::None | Unit::VexGpr));
         let aux = insn.i.len() as u8 | if fp { AUX_FP } else { 0 };
         let code = insn.i.code() as u16;
         self.sites.push(Draft {
