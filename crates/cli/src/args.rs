@@ -1,7 +1,9 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
-use mimeo_machines::spec::{BoardKind, EngineKind, OnTripleFault, OptionalDevice, parse_size};
+use mimeo_machines::spec::{
+    BoardKind, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, parse_size,
+};
 use std::path::PathBuf;
 
 /// Boots unmodified operating systems in an ordinary process, with or without /dev/kvm.
@@ -70,6 +72,9 @@ pub struct MachineArgs {
     /// Add a device: debug-exit (QEMU's isa-debug-exit, port 0xf4) or testdev (QEMU's pc-testdev).
     #[arg(long = "device", value_name = "NAME")]
     pub devices: Vec<OptionalDevice>,
+    /// Add a disk: a raw image, FILE or FILE,ro (virtio-blk on PCI).
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    pub disks: Vec<DiskSpec>,
     /// What a triple fault does: exit (report it and end) or reset (as a PC does).
     #[arg(long, value_name = "WHAT", default_value_t = OnTripleFault::Exit)]
     pub on_triple_fault: OnTripleFault,

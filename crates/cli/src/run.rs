@@ -24,6 +24,7 @@ fn spec(args: &MachineArgs) -> MachineSpec {
         cpu: args.cpu.clone(),
         engine: args.engine,
         devices: args.devices.clone(),
+        disks: args.disks.clone(),
         on_triple_fault: args.on_triple_fault,
     }
 }
@@ -34,9 +35,20 @@ pub fn build(
     time: Arc<dyn MachineTime>,
     serial: Arc<dyn StreamHost>,
 ) -> Result<Machine, Failure> {
-    machine::build(spec(args), MachineHost { time, serial }).map_err(|e| match e {
+    let disks = args
+        .disks
+        .iter()
+        .map(host::disk)
+        .collect::<Result<_, _>>()?;
+    let host = MachineHost {
+        time,
+        serial,
+        disks,
+    };
+    machine::build(spec(args), host).map_err(|e| match e {
         BuildError::Spec(_) | BuildError::Cpu(_) | BuildError::Engine(_) => Failure::usage(e),
         BuildError::Memory(_) | BuildError::Bus(_) => Failure::host(e),
+        BuildError::Pci(_) => Failure::usage(e),
     })
 }
 
@@ -74,6 +86,11 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
     spec(&args.machine).validate().map_err(Failure::usage)?;
     let boot = boot(&args)?.open(args.deterministic())?;
     if args.deterministic() {
+        if !args.machine.disks.is_empty() {
+            return Err(Failure::usage(anyhow!(
+                "disks cannot be recorded or replayed yet: their requests end at the host's pace; leave out --disk"
+            )));
+        }
         return deterministic::run(&args, boot);
     }
     let switch = StopSwitch::default();

@@ -6,7 +6,8 @@ use crate::spec::{BoardKind, SpecError};
 use crate::time::MachineTime;
 use crate::{MachineSpec, Signals, microvm};
 use mimeo_arch_x86::cpuid::{CpuModel, CpuModelError};
-use mimeo_bus::{BusError, StreamHost};
+use mimeo_bus::{BlockBackend, BusError, StreamHost};
+use mimeo_devices::pci::SlotError;
 use mimeo_memory::{GuestMemory, MemoryError};
 use mimeo_vcpu::{CpuIo, Engine, EngineError, VcpuEvents};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub struct MachineHost {
     pub time: Arc<dyn MachineTime>,
     /// The other end of the first serial port.
     pub serial: Arc<dyn StreamHost>,
+    /// The disks, one for each of the specification's, in their order.
+    pub disks: Vec<Arc<dyn BlockBackend>>,
 }
 
 /// A machine cannot be built.
@@ -38,6 +41,9 @@ pub enum BuildError {
     /// Two devices want the same addresses: a mistake of the board's.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// More devices than the PCI bus takes.
+    #[error(transparent)]
+    Pci(#[from] SlotError),
 }
 
 /// What a board offers to the life of a VM. Everything is callable from any thread; `reset`,

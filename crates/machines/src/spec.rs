@@ -1,6 +1,7 @@
 //! What a machine is to be: serialisable, validated before anything is built.
 
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Bytes of RAM that a machine gets when nobody says otherwise.
@@ -45,6 +46,35 @@ pub enum OptionalDevice {
     Testdev,
 }
 
+/// A disk image: `FILE` or `FILE,ro`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskSpec {
+    /// The raw image.
+    pub file: PathBuf,
+    /// The guest cannot write to it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl FromStr for DiskSpec {
+    type Err = SpecError;
+
+    fn from_str(s: &str) -> Result<Self, SpecError> {
+        let (file, read_only) = match s.strip_suffix(",ro") {
+            Some(file) => (file, true),
+            None => (s, false),
+        };
+        if file.is_empty() || file.contains(',') {
+            return Err(SpecError::Disk(s.to_owned()));
+        }
+        Ok(Self {
+            file: file.into(),
+            read_only,
+        })
+    }
+}
+
 /// What a triple fault does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -72,6 +102,8 @@ pub struct MachineSpec {
     pub engine: EngineKind,
     /// Optional devices, each at most once.
     pub devices: Vec<OptionalDevice>,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
     /// What a triple fault does.
     pub on_triple_fault: OnTripleFault,
 }
@@ -85,6 +117,7 @@ impl Default for MachineSpec {
             cpu: "x86-64-v3".into(),
             engine: EngineKind::default(),
             devices: Vec::new(),
+            disks: Vec::new(),
             on_triple_fault: OnTripleFault::default(),
         }
     }
@@ -106,6 +139,9 @@ pub enum SpecError {
     /// The size is not a number with a unit.
     #[error("`{0}` is not a size: write a number with M or G, such as 256M or 2G")]
     Size(String),
+    /// Not a disk.
+    #[error("`{0}` is not a disk: write FILE or FILE,ro")]
+    Disk(String),
     /// The same optional device twice.
     #[error("the device {0} was given twice: once is enough")]
     Twice(String),

@@ -1,15 +1,18 @@
 //! The board's chips: made, wired, bound; reset and paused together.
 
 use super::bind::bind;
+use super::cards::Cards;
 use super::irq::{PicOutput, Wires};
 use super::layout::{self, isa_line};
 use super::lock;
-use crate::machine::MachineHost;
+use crate::machine::{BuildError, MachineHost};
 use crate::spec::{MachineSpec, OptionalDevice};
 use crate::time::MachineTime;
 use crate::{MachineEvent, Signals};
 use mimeo_arch_x86::cpuid::{APIC_TIMER_HZ, CpuModel, Feature};
-use mimeo_bus::{AddressMap, BusError, IrqLine, MmioDevice, PortDevice, Timed, TimedBinding};
+use mimeo_bus::{
+    AddressMap, BlockBackend, BusError, IrqLine, MmioDevice, PortDevice, Timed, TimedBinding,
+};
 use mimeo_devices::apic::{ApicBus, ApicClocks, ApicFeatures, EoiSink, ExtIntSource};
 use mimeo_devices::debug_exit::DebugExit;
 use mimeo_devices::i8042::I8042;
@@ -22,6 +25,8 @@ use mimeo_devices::power::{AcpiPm, Port92, PowerRequest, PowerSink, ResetControl
 use mimeo_devices::rtc::Rtc;
 use mimeo_devices::testdev::TestDevice;
 use mimeo_devices::uart::Uart16550;
+use mimeo_devices::virtio::VirtioDevice;
+use mimeo_devices::virtio::block::VirtioBlock;
 use mimeo_memory::GuestMemory;
 use mimeo_vcpu::VcpuEvents;
 use std::sync::{Arc, Mutex};
@@ -46,6 +51,7 @@ pub(super) struct Chips {
     pub(super) kvm_clock: Mutex<KvmClock>,
     pub(super) pci: Arc<Mutex<PciHost>>,
     pub(super) testdev: Option<Arc<Mutex<TestDevice>>>,
+    pub(super) cards: Cards,
     /// (ISA line, device), for the manifest.
     pub(super) lines: Vec<(u8, &'static str)>,
 }
@@ -64,7 +70,7 @@ type Ports = AddressMap<dyn PortDevice>;
 
 impl Chips {
     /// Chipset, lines, then cards.
-    pub(super) fn assemble(plan: &Plan<'_>) -> Result<Self, BusError> {
+    pub(super) fn assemble(plan: &Plan<'_>) -> Result<Self, BuildError> {
         let time = &*plan.host.time;
         let (clock, timers) = (time.clock(), time.timers());
         let mut ports = Ports::default();
@@ -111,6 +117,7 @@ impl Chips {
 
         let pci = pci(&mut ports, &mut mmio)?;
         let testdev = optional_devices(plan, &wires, &mut ports, &mut mmio)?;
+        let cards = Cards::insert(&pci, disks(plan), plan.memory, &wires, &apics)?;
         Ok(Self {
             ports,
             mmio,
@@ -127,6 +134,7 @@ impl Chips {
             acpi_pm,
             pci,
             testdev,
+            cards,
             lines: vec![
                 (isa_line::PIT, "8254 counter 0"),
                 (isa_line::KEYBOARD, "i8042 keyboard"),
@@ -144,7 +152,7 @@ impl Chips {
         if let Some(testdev) = &self.testdev {
             lock(testdev).reset();
         }
-        lock(&self.pci).reset();
+        self.cards.reset();
         self.com1.lock().reset();
         self.rtc.lock().reset();
         self.pit.lock().reset();
@@ -242,6 +250,16 @@ fn pci(
     let window = Arc::new(Mutex::new(window));
     ports.insert("pci ports", io, io_len, window)?;
     Ok(host)
+}
+
+/// The disks, with a queue for each of up to four CPUs.
+fn disks(plan: &Plan<'_>) -> Vec<Box<dyn VirtioDevice>> {
+    let queues = plan.spec.cpus.clamp(1, 4) as u16;
+    let disk = |(i, backend): (usize, &Arc<dyn BlockBackend>)| {
+        let disk = VirtioBlock::new(backend.clone(), &format!("disk{i}"), queues);
+        Box::new(disk) as Box<dyn VirtioDevice>
+    };
+    plan.host.disks.iter().enumerate().map(disk).collect()
 }
 
 fn power_sink(signals: &Arc<Signals>) -> PowerSink {

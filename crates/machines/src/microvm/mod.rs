@@ -5,6 +5,7 @@
 //! firmware would have left. No screen, no disk controller of old.
 
 mod bind;
+mod cards;
 mod chips;
 mod firmware;
 mod io;

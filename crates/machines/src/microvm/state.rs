@@ -14,6 +14,7 @@ use mimeo_devices::power::{AcpiPmV1, Port92V1, ResetControlV1};
 use mimeo_devices::rtc::RtcV1;
 use mimeo_devices::testdev::TestDeviceV1;
 use mimeo_devices::uart::Uart16550V1;
+use mimeo_devices::virtio::VirtioPciV1;
 use serde::{Deserialize, Serialize};
 
 /// Saved state of a `microvm` board, version 1. Restored in the order of the fields: time first
@@ -46,6 +47,8 @@ pub struct MicrovmV1 {
     pub kvm_clock: KvmClockV1,
     /// The test device, where the machine has one.
     pub testdev: Option<TestDeviceV1>,
+    /// The functions on the PCI bus, by slot; none where there is no bus.
+    pub pci: Vec<VirtioPciV1>,
 }
 
 impl MicrovmV1 {
@@ -64,6 +67,7 @@ impl MicrovmV1 {
         "acpi pm",
         "kvm clock",
         "testdev (optional)",
+        "pci functions (optional)",
     ];
 }
 
@@ -84,6 +88,7 @@ pub(super) fn save(chips: &Chips, time: &dyn MachineTime) -> MicrovmV1 {
         acpi_pm: chips.acpi_pm.lock().save(),
         kvm_clock: lock(&chips.kvm_clock).save(),
         testdev: chips.testdev.as_ref().map(|t| lock(t).save()),
+        pci: chips.cards.save(),
     }
 }
 
@@ -100,6 +105,8 @@ pub(super) fn restore(
         "machine",
         "one has a test device and the other has not",
     )?;
+    let same = state.pci.len() == chips.cards.len();
+    RestoreError::unless(same, "machine", "it has another number of PCI functions")?;
     time.restore(state.time);
     for (i, saved) in state.apics.iter().enumerate() {
         if let Some(mut apic) = chips.apics.apic(i) {
@@ -118,5 +125,6 @@ pub(super) fn restore(
     if let (Some(chip), Some(saved)) = (&chips.testdev, &state.testdev) {
         lock(chip).restore(saved)?;
     }
+    chips.cards.restore(&state.pci)?;
     lock(&chips.kvm_clock).restore(&state.kvm_clock)
 }
