@@ -49,7 +49,6 @@ pub(super) struct Chips {
     pub(super) reset_control: Arc<Mutex<ResetControl>>,
     pub(super) acpi_pm: Arc<Timed<AcpiPm>>,
     pub(super) kvm_clock: Mutex<KvmClock>,
-    pub(super) pci: Arc<Mutex<PciHost>>,
     pub(super) testdev: Option<Arc<Mutex<TestDevice>>>,
     pub(super) cards: Cards,
     /// (ISA line, device), for the manifest.
@@ -132,7 +131,6 @@ impl Chips {
             port92,
             reset_control,
             acpi_pm,
-            pci,
             testdev,
             cards,
             lines: vec![
