@@ -156,7 +156,8 @@ impl MachineSpec {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(SpecError::Cpus(self.cpus));
         }
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || self.memory % (1 << 20) != 0 {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(1 << 20)
+        {
             return Err(SpecError::Memory(self.memory));
         }
         for (i, d) in self.devices.iter().enumerate() {
