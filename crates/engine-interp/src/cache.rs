@@ -11,8 +11,10 @@ use iced_x86::DecoderError;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Ops kept before everything is dropped (about 40 MB).
-const MAX_OPS: usize = 1 << 20;
+/// Ops that all vCPUs of a VM keep together (about 5 MB): each drops its own when its share is full.
+const VM_OPS: usize = 1 << 17;
+/// What a vCPU keeps at the least, however many there are.
+const MIN_OPS: usize = 1 << 14;
 /// Instructions in a block (their number fits [`Op::pos`]).
 const MAX_BLOCK: usize = 128;
 const JUMPS: usize = 1 << 14;
@@ -61,6 +63,7 @@ pub(crate) struct BlockCache {
     blocks: Vec<Block>,
     index: HashMap<u64, u32, BuildHasherDefault<IntHasher>>,
     jumps: Box<[Jump]>,
+    max_ops: usize,
     pub(crate) decoded: u64,
     pub(crate) flushes: u64,
 }
@@ -74,7 +77,9 @@ pub(crate) enum Next<'a> {
 }
 
 impl BlockCache {
-    pub(crate) fn new() -> Self {
+    /// The cache of one of `cpus` vCPUs.
+    pub(crate) fn new(cpus: u32) -> Self {
+        let max_ops = (VM_OPS / cpus.max(1) as usize).max(MIN_OPS);
         let none = Jump {
             linear: 0,
             key: u64::MAX,
@@ -82,10 +87,13 @@ impl BlockCache {
             block: 0,
         };
         Self {
-            ops: Vec::new(),
-            blocks: Vec::new(),
+            // All at once: growing by doubling would leave twice the memory behind. Untouched
+            // capacity costs nothing.
+            ops: Vec::with_capacity(max_ops + MAX_BLOCK),
+            blocks: Vec::with_capacity(max_ops / 2),
             index: HashMap::default(),
             jumps: vec![none; JUMPS].into_boxed_slice(),
+            max_ops,
             decoded: 0,
             flushes: 0,
         }
@@ -152,7 +160,7 @@ impl BlockCache {
 
     /// Decodes the block at `gpa`; `None` if not even one instruction lies in the page.
     fn build(&mut self, cpu: &mut Cpu, gpa: u64, page: usize) -> Option<u32> {
-        if self.ops.len() >= MAX_OPS {
+        if self.ops.len() >= self.max_ops {
             self.ops.clear();
             self.blocks.clear();
             self.index.clear();

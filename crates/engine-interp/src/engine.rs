@@ -42,7 +42,7 @@ impl Engine for InterpEngine {
     ) -> Result<Box<dyn Vcpu>, EngineError> {
         Ok(Box::new(InterpVcpu {
             cpu: Cpu::new(&self.config, index, events),
-            cache: BlockCache::new(),
+            cache: BlockCache::new(self.config.cpus),
             singles: 0,
         }))
     }

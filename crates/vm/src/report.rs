@@ -113,9 +113,9 @@ impl fmt::Display for CpuReport {
             "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11",
             "r12", "r13", "r14", "r15",
         ];
-        for row in [0, 4, 8, 12] {
-            for i in row..row + 4 {
-                write!(f, "  {} {:016x}", names[i], s.gpr[i])?;
+        for (names, values) in names.chunks(4).zip(s.gpr.chunks(4)) {
+            for (name, value) in names.iter().zip(values) {
+                write!(f, "  {name} {value:016x}")?;
             }
             writeln!(f)?;
         }

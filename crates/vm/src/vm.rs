@@ -272,7 +272,9 @@ impl Vm {
         if let Some(outcome) = lock(&self.inbox.stop).take() {
             return Ok(Some(outcome));
         }
-        while let Some(report) = { lock(&self.inbox.reports).pop_front() } {
+        // One at a time: a reset makes the reports of the others wait for the next turn.
+        let report = lock(&self.inbox.reports).pop_front();
+        if let Some(report) = report {
             match report {
                 Report::Failed(text) => return Ok(Some(Outcome::HostError(text))),
                 Report::TripleFault(report) => match self.machine.spec.on_triple_fault {
