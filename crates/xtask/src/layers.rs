@@ -32,7 +32,12 @@ pub const LAYERS: &[(&str, &[&str])] = &[
     ("apps", &["mimeo-cli"]),
     (
         "aside",
-        &["mimeo-conformance", "mimeo-guest-tests", "mimeo-xtask"],
+        &[
+            "mimeo-conformance",
+            "mimeo-fuzz-cases",
+            "mimeo-guest-tests",
+            "mimeo-xtask",
+        ],
     ),
 ];
 
