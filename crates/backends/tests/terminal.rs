@@ -87,7 +87,10 @@ impl Terminal {
             ws_ypixel: 0,
         };
         tcsetwinsize(&master, size).unwrap();
-        let child = Command::new("setsid")
+        Command::new("setsid").arg("--version").output().ok()?;
+        // A runner in the background (nohup, `&`) ignores signals, and its children inherit that.
+        let child = Command::new("env")
+            .args(["--default-signal=HUP,INT,QUIT,TERM", "setsid"])
             .args(["--ctty", "--wait"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
