@@ -147,8 +147,7 @@ fn reboot_starts_again_or_ends() {
         return;
     }
     let mut g = boot(&["debian", "--engine", "interp"]);
-    g.send("reboot -f\n");
-    g.shell("true");
+    g.reboot();
     g.send("poweroff -f\n");
     assert_eq!(g.wait().code(), Some(0), "{}", g.errors());
     let mut g = boot(&["debian", "--engine", "interp", "--no-reboot"]);

@@ -84,25 +84,49 @@ impl Guest {
 
     /// Waits for `what` on the console and gives everything from the last such place up to it.
     pub fn expect(&mut self, what: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        self.comes(what, PATIENCE).unwrap_or_else(|| {
+            panic!(
+                "`{what}` did not come; the console:\n{}\nerrors:\n{}",
+                self.console(),
+                self.errors()
+            )
+        })
+    }
+
+    /// As [`Self::expect`]; `None` when `what` does not come in time.
+    fn comes(&mut self, what: &str, patience: Duration) -> Option<String> {
+        let deadline = Instant::now() + patience;
         let mut text = self.console.text.lock().unwrap();
         loop {
             if let Some(at) = text.0[self.seen..].find(what) {
                 let end = self.seen + at + what.len();
                 let found = text.0[self.seen..end].to_owned();
                 self.seen = end;
-                return found;
+                return Some(found);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if text.1 || left.is_zero() {
-                let errors = self.errors.text.lock().unwrap();
-                panic!(
-                    "`{what}` did not come; the console:\n{}\nerrors:\n{}",
-                    text.0, errors.0
-                );
+                return None;
             }
             text = self.console.changed.wait_timeout(text, left).unwrap().0;
         }
+    }
+
+    /// Reboots the guest; returns when the shell of the new boot reads. What is typed before that is
+    /// lost with the old one, so it is typed again and again.
+    pub fn reboot(&mut self) {
+        self.send("reboot -f\n");
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            self.send("echo boo''ted\n");
+            if self.comes("booted", Duration::from_secs(3)).is_some() {
+                return;
+            }
+        }
+        panic!(
+            "the guest did not come back; the console:\n{}",
+            self.console()
+        );
     }
 
     /// Runs a shell command in the guest and gives its output.
