@@ -7,7 +7,7 @@ use mimeo_arch_x86::state::{DescriptorTable, FpState};
 use mimeo_arch_x86::{Activity, Cr0, Cr4, Efer, Exception, RFlags, Seg, Segment, Vector, X86State};
 use mimeo_engine_interp::{Cpu, Step};
 use mimeo_memory::GuestMemory;
-use mimeo_vcpu::{CpuIo, EngineConfig, MsrError, VcpuEvents};
+use mimeo_vcpu::{EngineConfig, NoIo, VcpuEvents};
 use std::sync::Arc;
 
 // Physical layout: tables in the first 2 MB, identity-mapped for the supervisor; the region of
@@ -34,39 +34,6 @@ pub struct Guest {
     cpu: Cpu,
     memory: Arc<GuestMemory>,
     base: X86State,
-}
-
-/// A machine with nothing in it: no unprivileged instruction asks it for anything.
-struct Nothing;
-
-impl CpuIo for Nothing {
-    fn port_read(&mut self, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: u64, _: u8, _: u64) {}
-    fn ack_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn cr8_read(&mut self) -> u8 {
-        0
-    }
-    fn cr8_write(&mut self, _: u8) {}
-    fn msr_read(&mut self, _: u32) -> Result<u64, MsrError> {
-        Err(MsrError)
-    }
-    fn msr_write(&mut self, _: u32, _: u64) -> Result<(), MsrError> {
-        Err(MsrError)
-    }
-    fn tsc(&mut self, retired: u64) -> u64 {
-        retired
-    }
-    fn hypercall(&mut self, _: [u64; 5]) -> u64 {
-        0
-    }
 }
 
 /// What the interpreter answered instead of executing.
@@ -158,7 +125,7 @@ impl Guest {
         };
         self.cpu.set_state(state);
         let outcome = loop {
-            match self.cpu.step(&mut Nothing).map_err(|e| fail(&e))? {
+            match self.cpu.step(&mut NoIo).map_err(|e| fail(&e))? {
                 Step::Retired => break Outcome::Done,
                 Step::Interrupted => {}
                 Step::Exception(e) => break Outcome::Fault(fault(&e)?),

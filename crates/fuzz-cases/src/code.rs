@@ -4,46 +4,13 @@ use mimeo_arch_x86::cpuid::{CpuModel, HostCpu};
 use mimeo_arch_x86::{Cr0, Cr4, DescriptorTable, Efer, Segment, X86State};
 use mimeo_engine_interp::InterpEngine;
 use mimeo_memory::GuestMemory;
-use mimeo_vcpu::{CpuIo, Engine, EngineConfig, MsrError, StopAt, VcpuEvents};
+use mimeo_vcpu::{Engine, EngineConfig, NoIo, StopAt, VcpuEvents};
 use std::sync::Arc;
 
 const RAM: u64 = 2 << 20;
 const CODE: u64 = 0x1_0000;
 /// Instructions that one input may execute.
 const LIMIT: u64 = 2000;
-
-/// A machine without devices.
-struct NoIo;
-
-impl CpuIo for NoIo {
-    fn port_read(&mut self, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: u64, _: u8, _: u64) {}
-    fn ack_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn cr8_read(&mut self) -> u8 {
-        0
-    }
-    fn cr8_write(&mut self, _: u8) {}
-    fn msr_read(&mut self, _: u32) -> Result<u64, MsrError> {
-        Err(MsrError)
-    }
-    fn msr_write(&mut self, _: u32, _: u64) -> Result<(), MsrError> {
-        Err(MsrError)
-    }
-    fn tsc(&mut self, retired: u64) -> u64 {
-        retired
-    }
-    fn hypercall(&mut self, _: [u64; 5]) -> u64 {
-        0
-    }
-}
 
 /// A state in one of three modes; registers come from the input.
 fn state(mode: u8, registers: &[u8]) -> X86State {

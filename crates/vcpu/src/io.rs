@@ -61,3 +61,38 @@ pub trait CpuIo {
         crate::random::host()
     }
 }
+
+/// A machine without devices: reads give all ones, MSRs are unknown, the TSC counts instructions. For
+/// tests and fuzzers of engines.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoIo;
+
+impl CpuIo for NoIo {
+    fn port_read(&mut self, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&mut self, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: u64, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&mut self, _: u64, _: u8, _: u64) {}
+    fn ack_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+    fn cr8_read(&mut self) -> u8 {
+        0
+    }
+    fn cr8_write(&mut self, _: u8) {}
+    fn msr_read(&mut self, _: u32) -> Result<u64, MsrError> {
+        Err(MsrError)
+    }
+    fn msr_write(&mut self, _: u32, _: u64) -> Result<(), MsrError> {
+        Err(MsrError)
+    }
+    fn tsc(&mut self, retired: u64) -> u64 {
+        retired
+    }
+    fn hypercall(&mut self, _: [u64; 5]) -> u64 {
+        0
+    }
+}

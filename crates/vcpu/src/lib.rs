@@ -11,4 +11,4 @@ mod random;
 
 pub use engine::{Engine, EngineCaps, EngineConfig, EngineError, Exit, StopAt, Vcpu};
 pub use events::{EventBits, VcpuEvents};
-pub use io::{CpuIo, MsrError};
+pub use io::{CpuIo, MsrError, NoIo};
