@@ -4,10 +4,12 @@
 //! of this crate call devices without holding a lock of their own.
 
 mod block;
+mod entropy;
 mod stream;
 mod timers;
 
 pub use block::{DiskError, RawDisk};
+pub use entropy::host_entropy;
 pub use stream::{
     EscapeCommand, FileStream, MemoryStream, Stdio, StdioHooks, StreamError, restore_terminal,
 };

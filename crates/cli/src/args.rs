@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use mimeo_machines::spec::{
-    BoardKind, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, parse_size,
+    BoardKind, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, Transport, parse_size,
 };
 use std::path::PathBuf;
 
@@ -72,6 +72,12 @@ pub struct MachineArgs {
     /// Add a device: debug-exit (QEMU's isa-debug-exit, port 0xf4) or testdev (QEMU's pc-testdev).
     #[arg(long = "device", value_name = "NAME")]
     pub devices: Vec<OptionalDevice>,
+    /// How virtio devices are reached: pci, or mmio (registers in memory that ACPI announces).
+    #[arg(long, value_name = "NAME", default_value_t = Transport::Pci)]
+    pub transport: Transport,
+    /// An entropy device (virtio-rng) that hands the guest the host's random bytes: on or off.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
+    pub rng: bool,
     /// Add a disk: a raw image, FILE or FILE,ro (virtio-blk on PCI).
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     pub disks: Vec<DiskSpec>,
@@ -157,6 +163,14 @@ impl std::str::FromStr for SerialTarget {
                 "a serial port cannot lead to `{s}`: use stdio, file:PATH or none"
             )),
         }
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("`{text}` is neither on nor off")),
     }
 }
 

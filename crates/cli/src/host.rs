@@ -3,9 +3,8 @@
 use crate::args::SerialTarget;
 use crate::status::Failure;
 use anyhow::Context;
-use mimeo_backends::{EscapeCommand, FileStream, HostTimers, RawDisk, Stdio, StdioHooks};
-use mimeo_bus::{BlockBackend, HostClock, NullStream, StreamDevice, StreamHost};
-use mimeo_machines::spec::DiskSpec;
+use mimeo_backends::{EscapeCommand, FileStream, HostTimers, Stdio, StdioHooks};
+use mimeo_bus::{HostClock, NullStream, StreamDevice, StreamHost};
 use mimeo_machines::time::HostTime;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, OnceLock, Weak};
@@ -51,15 +50,6 @@ pub fn time() -> Result<Arc<HostTime>, Failure> {
         }
     };
     Ok(Arc::new(HostTime::new(clock, timers, Box::new(pause))))
-}
-
-/// Opens a disk image. Failures of the host while the machine runs are told once for each kind.
-pub fn disk(spec: &DiskSpec) -> Result<Arc<dyn BlockBackend>, Failure> {
-    let name = spec.file.display().to_string();
-    let told =
-        move |e: &io::Error| eprintln!("\nmimeo: the disk {name}: {e}; the guest sees I/O errors");
-    let disk = RawDisk::open(&spec.file, spec.read_only, Box::new(told)).map_err(Failure::usage)?;
-    Ok(Arc::new(disk))
 }
 
 /// Whether a person sits at the other end of the serial port.

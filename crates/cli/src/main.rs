@@ -1,6 +1,7 @@
 //! The `mimeo` command.
 
 mod args;
+mod cards;
 mod deterministic;
 mod guest;
 mod host;

@@ -4,7 +4,7 @@ use crate::args::{MachineArgs, RunArgs};
 use crate::host::{self, StopSwitch};
 use crate::payload::{Boot, Disk};
 use crate::status::{Failure, Status};
-use crate::{deterministic, guest};
+use crate::{cards, deterministic, guest};
 use anyhow::anyhow;
 use mimeo_bus::{NullStream, StreamHost};
 use mimeo_jail::JailError;
@@ -24,6 +24,8 @@ fn spec(args: &MachineArgs) -> MachineSpec {
         cpu: args.cpu.clone(),
         engine: args.engine,
         devices: args.devices.clone(),
+        transport: args.transport,
+        rng: args.rng,
         disks: args.disks.clone(),
         on_triple_fault: args.on_triple_fault,
     }
@@ -35,20 +37,16 @@ pub fn build(
     time: Arc<dyn MachineTime>,
     serial: Arc<dyn StreamHost>,
 ) -> Result<Machine, Failure> {
-    let disks = args
-        .disks
-        .iter()
-        .map(host::disk)
-        .collect::<Result<_, _>>()?;
+    let spec = spec(args);
     let host = MachineHost {
         time,
         serial,
-        disks,
+        cards: cards::insert(&spec)?,
     };
-    machine::build(spec(args), host).map_err(|e| match e {
+    machine::build(spec, host).map_err(|e| match e {
         BuildError::Spec(_) | BuildError::Cpu(_) | BuildError::Engine(_) => Failure::usage(e),
         BuildError::Memory(_) | BuildError::Bus(_) => Failure::host(e),
-        BuildError::Pci(_) => Failure::usage(e),
+        BuildError::Pci(_) | BuildError::Places(_) => Failure::usage(e),
     })
 }
 

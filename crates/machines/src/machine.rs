@@ -6,8 +6,9 @@ use crate::spec::{BoardKind, SpecError};
 use crate::time::MachineTime;
 use crate::{MachineSpec, Signals, microvm};
 use mimeo_arch_x86::cpuid::{CpuModel, CpuModelError};
-use mimeo_bus::{BlockBackend, BusError, StreamHost};
+use mimeo_bus::{BusError, StreamHost};
 use mimeo_devices::pci::SlotError;
+use mimeo_devices::virtio::VirtioDevice;
 use mimeo_memory::{GuestMemory, MemoryError};
 use mimeo_vcpu::{CpuIo, Engine, EngineError, VcpuEvents};
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,9 @@ pub struct MachineHost {
     pub time: Arc<dyn MachineTime>,
     /// The other end of the first serial port.
     pub serial: Arc<dyn StreamHost>,
-    /// The disks, one for each of the specification's, in their order.
-    pub disks: Vec<Arc<dyn BlockBackend>>,
+    /// The virtio devices, each with its end at the host, in the order in which the guest finds
+    /// them. Which ones a specification means, and what stands behind them, is the caller's affair.
+    pub cards: Vec<Box<dyn VirtioDevice>>,
 }
 
 /// A machine cannot be built.
@@ -44,6 +46,9 @@ pub enum BuildError {
     /// More devices than the PCI bus takes.
     #[error(transparent)]
     Pci(#[from] SlotError),
+    /// More devices than there are places for over MMIO.
+    #[error("{0} virtio devices do not fit: over MMIO there is room for {most}; remove some", most = microvm::layout::VIRTIO_MMIO_PLACES)]
+    Places(usize),
 }
 
 /// What a board offers to the life of a VM. Everything is callable from any thread; `reset`,

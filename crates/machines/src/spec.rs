@@ -75,6 +75,17 @@ impl FromStr for DiskSpec {
     }
 }
 
+/// How virtio devices are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// On the PCI bus.
+    #[default]
+    Pci,
+    /// By registers in memory that ACPI announces.
+    Mmio,
+}
+
 /// What a triple fault does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,6 +113,10 @@ pub struct MachineSpec {
     pub engine: EngineKind,
     /// Optional devices, each at most once.
     pub devices: Vec<OptionalDevice>,
+    /// How virtio devices are reached.
+    pub transport: Transport,
+    /// An entropy device (virtio-rng).
+    pub rng: bool,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
     /// What a triple fault does.
@@ -117,6 +132,8 @@ impl Default for MachineSpec {
             cpu: "x86-64-v3".into(),
             engine: EngineKind::default(),
             devices: Vec::new(),
+            transport: Transport::default(),
+            rng: true,
             disks: Vec::new(),
             on_triple_fault: OnTripleFault::default(),
         }
@@ -222,6 +239,7 @@ macro_rules! names {
 
 names!(BoardKind, "machine", "microvm" => Self::Microvm);
 names!(EngineKind, "engine", "interp" => Self::Interp, "bt" => Self::Bt, "auto" => Self::Auto);
+names!(Transport, "transport", "pci" => Self::Pci, "mmio" => Self::Mmio);
 names!(OptionalDevice, "device", "debug-exit" => Self::DebugExit, "testdev" => Self::Testdev);
 names!(OnTripleFault, "such answer to a triple fault", "exit" => Self::Exit, "reset" => Self::Reset);
 

@@ -19,7 +19,7 @@ fn machine(cpus: u32) -> Machine {
     let host = MachineHost {
         time: Arc::new(VirtualTime::default()),
         serial: Arc::new(NullStream),
-        disks: Vec::new(),
+        cards: Vec::new(),
     };
     build(spec, host).unwrap()
 }
@@ -164,7 +164,7 @@ fn time_that_is_paused_stands_still() {
     let host = MachineHost {
         time: Arc::new(time),
         serial: Arc::new(NullStream),
-        disks: Vec::new(),
+        cards: Vec::new(),
     };
     let m = build(MachineSpec::default(), host).unwrap();
     m.board.set_paused(true);

@@ -1,18 +1,16 @@
 //! The board's chips: made, wired, bound; reset and paused together.
 
 use super::bind::bind;
-use super::cards::Cards;
+use super::cards::{Backplane, Cards};
 use super::irq::{PicOutput, Wires};
 use super::layout::{self, isa_line};
 use super::lock;
 use crate::machine::{BuildError, MachineHost};
-use crate::spec::{MachineSpec, OptionalDevice};
+use crate::spec::{MachineSpec, OptionalDevice, Transport};
 use crate::time::MachineTime;
 use crate::{MachineEvent, Signals};
 use mimeo_arch_x86::cpuid::{APIC_TIMER_HZ, CpuModel, Feature};
-use mimeo_bus::{
-    AddressMap, BlockBackend, BusError, IrqLine, MmioDevice, PortDevice, Timed, TimedBinding,
-};
+use mimeo_bus::{AddressMap, BusError, IrqLine, MmioDevice, PortDevice, Timed, TimedBinding};
 use mimeo_devices::apic::{ApicBus, ApicClocks, ApicFeatures, EoiSink, ExtIntSource};
 use mimeo_devices::debug_exit::DebugExit;
 use mimeo_devices::i8042::I8042;
@@ -26,7 +24,6 @@ use mimeo_devices::rtc::Rtc;
 use mimeo_devices::testdev::TestDevice;
 use mimeo_devices::uart::Uart16550;
 use mimeo_devices::virtio::VirtioDevice;
-use mimeo_devices::virtio::block::VirtioBlock;
 use mimeo_memory::GuestMemory;
 use mimeo_vcpu::VcpuEvents;
 use std::sync::{Arc, Mutex};
@@ -69,7 +66,10 @@ type Ports = AddressMap<dyn PortDevice>;
 
 impl Chips {
     /// Chipset, lines, then cards.
-    pub(super) fn assemble(plan: &Plan<'_>) -> Result<Self, BuildError> {
+    pub(super) fn assemble(
+        plan: &Plan<'_>,
+        cards: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self, BuildError> {
         let time = &*plan.host.time;
         let (clock, timers) = (time.clock(), time.timers());
         let mut ports = Ports::default();
@@ -116,7 +116,16 @@ impl Chips {
 
         let pci = pci(&mut ports, &mut mmio)?;
         let testdev = optional_devices(plan, &wires, &mut ports, &mut mmio)?;
-        let cards = Cards::insert(&pci, disks(plan), plan.memory, &wires, &apics)?;
+        let board = Backplane {
+            host: &pci,
+            memory: plan.memory,
+            wires: &wires,
+            apics: &apics,
+        };
+        let cards = match plan.spec.transport {
+            Transport::Pci => Cards::on_pci(&board, cards)?,
+            Transport::Mmio => Cards::on_mmio(&board, cards, &mut mmio)?,
+        };
         Ok(Self {
             ports,
             mmio,
@@ -248,16 +257,6 @@ fn pci(
     let window = Arc::new(Mutex::new(window));
     ports.insert("pci ports", io, io_len, window)?;
     Ok(host)
-}
-
-/// The disks, with a queue for each of up to four CPUs.
-fn disks(plan: &Plan<'_>) -> Vec<Box<dyn VirtioDevice>> {
-    let queues = plan.spec.cpus.clamp(1, 4) as u16;
-    let disk = |(i, backend): (usize, &Arc<dyn BlockBackend>)| {
-        let disk = VirtioBlock::new(backend.clone(), &format!("disk{i}"), queues);
-        Box::new(disk) as Box<dyn VirtioDevice>
-    };
-    plan.host.disks.iter().enumerate().map(disk).collect()
 }
 
 fn power_sink(signals: &Arc<Signals>) -> PowerSink {

@@ -7,6 +7,7 @@ use crate::machine::FirmwareTables;
 use mimeo_boot::MemoryMap;
 use mimeo_boot::acpi::{
     self, BoardDescription, InterruptOverride, IoApic, PciRoot, PowerRegisters, SerialPort,
+    VirtioMmio,
 };
 use mimeo_memory::GuestMemory;
 
@@ -24,7 +25,7 @@ pub(super) fn install(chips: &Chips, memory: &GuestMemory) -> Result<FirmwareTab
     for (register, value) in [SVR, LINT0, LINT1] {
         boot.mmio_write(register, 4, value);
     }
-    let description = description(chips.apics.len() as u32);
+    let description = description(chips.apics.len() as u32, chips.cards.places());
     let rsdp = acpi::install(memory, &description).map_err(|e| e.to_string())?;
     Ok(FirmwareTables {
         memory_map: MemoryMap::pc(memory),
@@ -32,8 +33,9 @@ pub(super) fn install(chips: &Chips, memory: &GuestMemory) -> Result<FirmwareTab
     })
 }
 
-/// The board's description for `cpus` CPUs whose APIC IDs are their indices.
-fn description(cpus: u32) -> BoardDescription {
+/// The board's description for `cpus` CPUs whose APIC IDs are their indices, with virtio devices at
+/// the MMIO places (address, global system interrupt).
+fn description(cpus: u32, places: Vec<(u64, u32)>) -> BoardDescription {
     BoardDescription {
         oem_id: *b"MIMEO ",
         oem_table_id: *b"MICROVM ",
@@ -73,7 +75,16 @@ fn description(cpus: u32) -> BoardDescription {
             port: layout::COM1,
             irq: isa_line::COM1,
         }],
-        virtio_mmio: Vec::new(),
+        virtio_mmio: places
+            .into_iter()
+            .map(|(base, gsi)| VirtioMmio {
+                // Below 4 GB.
+                base: base as u32,
+                len: layout::VIRTIO_MMIO_STEP as u32,
+                gsi,
+                level: true,
+            })
+            .collect(),
         pci: Some(PciRoot {
             ecam: layout::PCI_ECAM as u32,
             last_bus: 0,

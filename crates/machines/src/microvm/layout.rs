@@ -26,6 +26,15 @@ pub const PCI_CONFIG: &[(u16, u16, u16)] = &[(0xcf8, 1, 0), (0xcfc, 4, 4)];
 /// INTA to INTD of slot 0; a slot's number turns them.
 pub const PCI_GSI: [u32; 4] = [16, 17, 18, 19];
 
+/// Virtio devices over MMIO: the first one's registers.
+pub const VIRTIO_MMIO: u64 = 0xfeb0_0000;
+/// Bytes from one to the next.
+pub const VIRTIO_MMIO_STEP: u64 = 0x1000;
+/// Number of places.
+pub const VIRTIO_MMIO_PLACES: usize = 32;
+/// The lines that they share: device n is on the line n modulo 4.
+pub const VIRTIO_MMIO_GSI: [u32; 4] = [20, 21, 22, 23];
+
 /// The I/O APIC's registers (82093AA's place on a PC).
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Bytes that the I/O APIC answers in.

@@ -33,7 +33,7 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// # Errors
 /// [`BuildError`] says what the specification or the host lacks.
-pub fn build(spec: MachineSpec, host: MachineHost) -> Result<Machine, BuildError> {
+pub fn build(spec: MachineSpec, mut host: MachineHost) -> Result<Machine, BuildError> {
     spec.validate()?;
     let (mut cpu, mut notes) = CpuModel::build(&spec.cpu, &host_cpu::host_cpu())?;
     let khz = host.time.tsc_clock().hz() / 1000;
@@ -42,14 +42,18 @@ pub fn build(spec: MachineSpec, host: MachineHost) -> Result<Machine, BuildError
     let memory = Arc::new(GuestMemory::new(&layout::ram(spec.memory))?);
     let events: Vec<Arc<VcpuEvents>> = (0..spec.cpus).map(|_| Arc::default()).collect();
     let signals = Arc::new(Signals::new(events.clone()));
-    let chips = Chips::assemble(&Plan {
-        spec: &spec,
-        host: &host,
-        cpu: &cpu,
-        memory: &memory,
-        events: &events,
-        signals: &signals,
-    })?;
+    let cards = std::mem::take(&mut host.cards);
+    let chips = Chips::assemble(
+        &Plan {
+            spec: &spec,
+            host: &host,
+            cpu: &cpu,
+            memory: &memory,
+            events: &events,
+            signals: &signals,
+        },
+        cards,
+    )?;
     let config = EngineConfig {
         memory: memory.clone(),
         cpu: cpu.clone(),

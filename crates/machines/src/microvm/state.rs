@@ -14,7 +14,7 @@ use mimeo_devices::power::{AcpiPmV1, Port92V1, ResetControlV1};
 use mimeo_devices::rtc::RtcV1;
 use mimeo_devices::testdev::TestDeviceV1;
 use mimeo_devices::uart::Uart16550V1;
-use mimeo_devices::virtio::VirtioPciV1;
+use mimeo_devices::virtio::{VirtioMmioV1, VirtioPciV1};
 use serde::{Deserialize, Serialize};
 
 /// Saved state of a `microvm` board, version 1. Restored in the order of the fields: time first
@@ -49,6 +49,8 @@ pub struct MicrovmV1 {
     pub testdev: Option<TestDeviceV1>,
     /// The functions on the PCI bus, by slot; none where there is no bus.
     pub pci: Vec<VirtioPciV1>,
+    /// The virtio devices over MMIO, by place; none where they are on the bus.
+    pub virtio_mmio: Vec<VirtioMmioV1>,
 }
 
 impl MicrovmV1 {
@@ -68,6 +70,7 @@ impl MicrovmV1 {
         "kvm clock",
         "testdev (optional)",
         "pci functions (optional)",
+        "virtio over mmio (optional)",
     ];
 }
 
@@ -88,7 +91,8 @@ pub(super) fn save(chips: &Chips, time: &dyn MachineTime) -> MicrovmV1 {
         acpi_pm: chips.acpi_pm.lock().save(),
         kvm_clock: lock(&chips.kvm_clock).save(),
         testdev: chips.testdev.as_ref().map(|t| lock(t).save()),
-        pci: chips.cards.save(),
+        pci: chips.cards.save_pci(),
+        virtio_mmio: chips.cards.save_mmio(),
     }
 }
 
@@ -105,8 +109,8 @@ pub(super) fn restore(
         "machine",
         "one has a test device and the other has not",
     )?;
-    let same = state.pci.len() == chips.cards.len();
-    RestoreError::unless(same, "machine", "it has another number of PCI functions")?;
+    let same = (state.pci.len(), state.virtio_mmio.len()) == chips.cards.len();
+    RestoreError::unless(same, "machine", "it has other virtio devices")?;
     time.restore(state.time);
     for (i, saved) in state.apics.iter().enumerate() {
         if let Some(mut apic) = chips.apics.apic(i) {
@@ -125,6 +129,6 @@ pub(super) fn restore(
     if let (Some(chip), Some(saved)) = (&chips.testdev, &state.testdev) {
         lock(chip).restore(saved)?;
     }
-    chips.cards.restore(&state.pci)?;
+    chips.cards.restore(&state.pci, &state.virtio_mmio)?;
     lock(&chips.kvm_clock).restore(&state.kvm_clock)
 }
