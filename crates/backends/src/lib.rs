@@ -1,4 +1,4 @@
-//! The host's side of devices: timers, terminals, files, disks.
+//! The host's side of devices: timers, terminals, files, disks, vsock.
 //!
 //! A device knows a trait of `mimeo-bus`; what stands behind it on the host is here. Host threads
 //! of this crate call devices without holding a lock of their own.
@@ -7,6 +7,7 @@ mod block;
 mod entropy;
 mod stream;
 mod timers;
+mod vsock;
 
 pub use block::{DiskError, RawDisk};
 pub use entropy::host_entropy;
@@ -14,3 +15,4 @@ pub use stream::{
     EscapeCommand, FileStream, MemoryStream, Stdio, StdioHooks, StreamError, restore_terminal,
 };
 pub use timers::{HostTimers, ManualTimers};
+pub use vsock::{Connector, ConnectorEnd, VsockMux, connector, serve_connector};

@@ -10,6 +10,7 @@ mod map;
 mod save;
 mod stream;
 mod timed;
+mod vsock;
 
 pub use block::{BlockBackend, BlockDone, BlockOperation, BlockRequest};
 pub use clock::{Clock, HostClock, Nanos, Timer, TimerHandle, TimerService, TscClock};
@@ -18,3 +19,7 @@ pub use map::{AddressMap, BusError, MmioDevice, PortDevice, PortView};
 pub use save::{RestoreError, SaveRestore};
 pub use stream::{NullStream, StreamDevice, StreamHost, StreamModel};
 pub use timed::{Timed, TimedBinding, TimedGuard, TimedModel};
+pub use vsock::{
+    HOST_CID, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, VSOCK_HEADER, VSOCK_PAYLOAD, VSOCK_STREAM,
+    VsockDevice, VsockHeader, VsockHost, vsock_op,
+};

@@ -26,6 +26,7 @@ mod tests;
 pub mod block;
 pub mod console;
 pub mod rng;
+pub mod vsock;
 
 pub use core::{QueueV1, VirtioCore, VirtioV1};
 pub use interrupt::Interrupts;
