@@ -106,18 +106,18 @@ impl VsockHeader {
 
 /// The host's side of a vsock device. Nothing here blocks.
 pub trait VsockHost: Send + Sync {
-    /// Whether [`Self::from_guest`] may be called now. When not, [`VsockDevice::progress`] is called
+    /// Whether [`Self::guest_sent`] may be called now. When not, [`VsockDevice::progress`] is called
     /// once it may.
     fn has_room(&self) -> bool;
 
     /// A packet of the guest's; the payload is as long as the header says.
-    fn from_guest(&self, header: &VsockHeader, payload: Vec<u8>);
+    fn guest_sent(&self, header: &VsockHeader, payload: Vec<u8>);
 
-    /// Whether [`Self::to_guest`] would give a packet.
+    /// Whether [`Self::next_packet`] would give a packet.
     fn has_packet(&self) -> bool;
 
     /// The next packet for the guest, with at most `most` bytes of payload.
-    fn to_guest(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)>;
+    fn next_packet(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)>;
 
     /// The guest's driver has come (true) or gone: all connections end.
     fn driver(&self, present: bool);

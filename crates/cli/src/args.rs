@@ -2,7 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use mimeo_machines::spec::{
-    BoardKind, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, Transport, parse_size,
+    BoardKind, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, SpecError, Transport,
+    VsockSpec, parse_size,
 };
 use std::path::PathBuf;
 
@@ -23,6 +24,12 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print the machine that the flags describe: address map, ports, interrupt lines.
     Manifest(Box<MachineArgs>),
+    /// Reaches sockets of the host for a jailed machine; standard input is its end of a pair.
+    #[command(hide = true)]
+    VsockConnect {
+        /// The guest's port P of the host is PATH_P.
+        path: PathBuf,
+    },
 }
 
 const RUN_HELP: &str = "\
@@ -81,6 +88,11 @@ pub struct MachineArgs {
     /// Add a disk: a raw image, FILE or FILE,ro (virtio-blk on PCI).
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     pub disks: Vec<DiskSpec>,
+    /// A socket device (virtio-vsock): programs of the host reach the guest's port P by connecting to
+    /// SOCKET and saying "CONNECT P"; the guest's connections to the host's port P reach SOCKET_P.
+    /// Without the flag a machine with a name has one for mimeo exec and mimeo cp.
+    #[arg(long, value_name = "cid=N,path=SOCKET|off")]
+    pub vsock: Option<VsockArg>,
     /// What a triple fault does: exit (report it and end) or reset (as a PC does).
     #[arg(long, value_name = "WHAT", default_value_t = OnTripleFault::Exit)]
     pub on_triple_fault: OnTripleFault,
@@ -138,6 +150,28 @@ impl RunArgs {
     /// Whether the run follows instructions instead of the host's clock.
     pub fn deterministic(&self) -> bool {
         self.record.is_some() || self.replay.is_some()
+    }
+}
+
+/// A socket device, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VsockArg {
+    /// None, not even for mimeo's own use.
+    Off,
+    /// This one.
+    On(VsockSpec),
+}
+
+impl std::str::FromStr for VsockArg {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "off" => Ok(Self::Off),
+            s => s
+                .parse()
+                .map(Self::On)
+                .map_err(|e: SpecError| e.to_string()),
+        }
     }
 }
 

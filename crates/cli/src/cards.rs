@@ -2,6 +2,7 @@
 //! the guest finds them: disks first, so that their names do not depend on what else there is.
 
 use crate::status::Failure;
+use crate::vsock;
 use mimeo_backends::{RawDisk, host_entropy};
 use mimeo_devices::virtio::VirtioDevice;
 use mimeo_devices::virtio::block::VirtioBlock;
@@ -19,6 +20,9 @@ pub fn insert(spec: &MachineSpec) -> Result<Vec<Box<dyn VirtioDevice>>, Failure>
     }
     if spec.rng {
         cards.push(Box::new(VirtioRng::new(Box::new(host_entropy))));
+    }
+    if let Some(spec) = &spec.vsock {
+        cards.push(Box::new(vsock::card(spec, vsock::Reach::Sockets)?));
     }
     Ok(cards)
 }

@@ -8,6 +8,7 @@ mod host;
 mod payload;
 mod run;
 mod status;
+mod vsock;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Manifest(args) => run::manifest(&args),
+        Command::VsockConnect { path } => vsock::connect_for_guest(&path),
     };
     match result {
         Ok(status) => status.into(),

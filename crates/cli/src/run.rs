@@ -1,6 +1,6 @@
 //! `mimeo run`: from flags to a machine, its life, and an exit status.
 
-use crate::args::{MachineArgs, RunArgs};
+use crate::args::{MachineArgs, RunArgs, VsockArg};
 use crate::host::{self, StopSwitch};
 use crate::payload::{Boot, Disk};
 use crate::status::{Failure, Status};
@@ -27,6 +27,10 @@ fn spec(args: &MachineArgs) -> MachineSpec {
         transport: args.transport,
         rng: args.rng,
         disks: args.disks.clone(),
+        vsock: match &args.vsock {
+            Some(VsockArg::On(spec)) => Some(spec.clone()),
+            Some(VsockArg::Off) | None => None,
+        },
         on_triple_fault: args.on_triple_fault,
     }
 }

@@ -26,6 +26,12 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
     libc::SYS_dup,
+    // Sockets that were opened before: new ones come by accept and by recvmsg (SCM_RIGHTS), never
+    // by socket and connect.
+    libc::SYS_accept4,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_epoll_wait,

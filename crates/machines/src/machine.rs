@@ -67,6 +67,9 @@ pub trait Board: Send + Sync {
     /// All chips to their power-on state, interrupts withdrawn.
     fn reset(&self);
 
+    /// The person presses the power button: the guest's system is asked to shut down.
+    fn press_power_button(&self);
+
     /// Time stops for the guest (or goes on): the clock, its timers and the TSC.
     fn set_paused(&self, paused: bool);
 

@@ -9,6 +9,8 @@ pub const DEFAULT_MEMORY: u64 = 256 << 20;
 /// The largest number of vCPUs: xAPIC identifiers are 8 bits wide and 255 is the broadcast (SDM
 /// vol. 3, 12.4.6).
 pub const MAX_CPUS: u32 = 254;
+/// The address of a guest on its socket device when nobody says otherwise.
+pub const DEFAULT_CID: u64 = 3;
 /// The smallest RAM: the first megabyte and one more for a payload.
 pub const MIN_MEMORY: u64 = 2 << 20;
 /// The largest RAM: what fits below 2^40 with room for later devices.
@@ -86,6 +88,42 @@ pub enum Transport {
     Mmio,
 }
 
+/// A socket device: `cid=N,path=SOCKET` in any order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct VsockSpec {
+    /// The guest's address: 3 to 2^32 - 2 (VIRTIO 1.2, 5.10.4).
+    #[serde(default = "default_cid")]
+    pub cid: u64,
+    /// Where programs of the host reach it; the guest reaches `PATH_PORT`.
+    pub path: PathBuf,
+}
+
+const fn default_cid() -> u64 {
+    DEFAULT_CID
+}
+
+impl FromStr for VsockSpec {
+    type Err = SpecError;
+
+    fn from_str(s: &str) -> Result<Self, SpecError> {
+        let error = || SpecError::Vsock(s.to_owned());
+        let (mut cid, mut path) = (DEFAULT_CID, None);
+        for part in s.split(',') {
+            match part.split_once('=') {
+                Some(("cid", n)) => cid = n.parse().map_err(|_| error())?,
+                Some(("path", p)) if !p.is_empty() => path = Some(PathBuf::from(p)),
+                _ => return Err(error()),
+            }
+        }
+        if !(3..u64::from(u32::MAX)).contains(&cid) {
+            return Err(error());
+        }
+        let path = path.ok_or_else(error)?;
+        Ok(Self { cid, path })
+    }
+}
+
 /// What a triple fault does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,6 +157,8 @@ pub struct MachineSpec {
     pub rng: bool,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// A socket device (virtio-vsock).
+    pub vsock: Option<VsockSpec>,
     /// What a triple fault does.
     pub on_triple_fault: OnTripleFault,
 }
@@ -135,6 +175,7 @@ impl Default for MachineSpec {
             transport: Transport::default(),
             rng: true,
             disks: Vec::new(),
+            vsock: None,
             on_triple_fault: OnTripleFault::default(),
         }
     }
@@ -159,6 +200,11 @@ pub enum SpecError {
     /// Not a disk.
     #[error("`{0}` is not a disk: write FILE or FILE,ro")]
     Disk(String),
+    /// Not a socket device.
+    #[error(
+        "`{0}` is not a socket device: write cid=N,path=SOCKET with a number from 3 to 4294967294, or off"
+    )]
+    Vsock(String),
     /// The same optional device twice.
     #[error("the device {0} was given twice: once is enough")]
     Twice(String),
@@ -287,6 +333,26 @@ mod tests {
         let devices = vec![OptionalDevice::Testdev, OptionalDevice::Testdev];
         let twice = MachineSpec { devices, ..ok }.validate();
         assert_eq!(twice, Err(SpecError::Twice("testdev".into())));
+    }
+
+    #[test]
+    fn socket_devices() {
+        let vsock = |cid, path: &str| VsockSpec {
+            cid,
+            path: path.into(),
+        };
+        assert_eq!("path=/a".parse(), Ok(vsock(3, "/a")));
+        assert_eq!("path=a,cid=9".parse(), Ok(vsock(9, "a")));
+        for bad in [
+            "",
+            "cid=3",
+            "path=",
+            "cid=2,path=a",
+            "cid=4294967295,path=a",
+            "a",
+        ] {
+            assert!(bad.parse::<VsockSpec>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::life::{BadTransition, Command, Phase};
 use crate::outcome::Outcome;
 use crate::report::CpuReport;
 use mimeo_arch_x86::{Activity, X86State};
-use mimeo_machines::machine::Machine;
+use mimeo_machines::machine::{Board, Machine};
 use mimeo_machines::spec::OnTripleFault;
 use mimeo_machines::{MachineEvent, Signals};
 use mimeo_vcpu::{EngineError, Vcpu};
@@ -54,14 +54,20 @@ struct Inbox {
     stop: Mutex<Option<Outcome>>,
 }
 
-/// Ends a VM from any thread.
+/// Ends a VM from any thread, at once or by the guest's own doing.
 #[derive(Clone)]
 pub struct VmHandle {
     inbox: Arc<Inbox>,
     signals: Arc<Signals>,
+    board: Arc<dyn Board>,
 }
 
 impl VmHandle {
+    /// Presses the power button: an operating system that listens to it shuts down.
+    pub fn press_power_button(&self) {
+        self.board.press_power_button();
+    }
+
     /// Makes [`Vm::run`] return [`Outcome::Stopped`] soon.
     pub fn stop(&self) {
         lock(&self.inbox.stop).get_or_insert(Outcome::Stopped);
@@ -149,6 +155,7 @@ impl Vm {
         VmHandle {
             inbox: self.inbox.clone(),
             signals: self.machine.signals.clone(),
+            board: self.machine.board.clone(),
         }
     }
 

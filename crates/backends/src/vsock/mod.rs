@@ -109,8 +109,8 @@ impl VsockHost for VsockMux {
         self.shared.lock().has_room()
     }
 
-    fn from_guest(&self, header: &VsockHeader, payload: Vec<u8>) {
-        self.shared.lock().from_guest(header, &payload);
+    fn guest_sent(&self, header: &VsockHeader, payload: Vec<u8>) {
+        self.shared.lock().guest_sent(header, &payload);
         self.shared.wake();
     }
 
@@ -118,8 +118,8 @@ impl VsockHost for VsockMux {
         self.shared.lock().has_packet()
     }
 
-    fn to_guest(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)> {
-        let (packet, wake) = self.shared.lock().to_guest(most);
+    fn next_packet(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)> {
+        let (packet, wake) = self.shared.lock().next_packet(most);
         if wake {
             self.shared.wake();
         }

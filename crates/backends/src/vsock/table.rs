@@ -216,7 +216,7 @@ impl Table {
     }
 
     /// A packet of the guest's.
-    pub(super) fn from_guest(&mut self, h: &VsockHeader, payload: &[u8]) {
+    pub(super) fn guest_sent(&mut self, h: &VsockHeader, payload: &[u8]) {
         if h.src_cid != self.cid {
             return;
         }
@@ -297,7 +297,7 @@ impl Table {
     }
 
     /// The next packet for the guest; and whether the thread should look again.
-    pub(super) fn to_guest(&mut self, most: usize) -> (Option<(VsockHeader, Vec<u8>)>, bool) {
+    pub(super) fn next_packet(&mut self, most: usize) -> (Option<(VsockHeader, Vec<u8>)>, bool) {
         let had_room = self.has_room();
         if let Some(refusal) = self.refusals.pop_front() {
             return (Some((refusal, Vec::new())), !had_room);
@@ -415,7 +415,7 @@ impl Table {
     }
 
     /// Bytes of the host for the guest, not more than [`Wish::read`].
-    pub(super) fn from_host(&mut self, key: Key, bytes: &[u8]) {
+    pub(super) fn host_sent(&mut self, key: Key, bytes: &[u8]) {
         if let Some(c) = self.connections.get_mut(&key) {
             // A guest that takes no more does not get it.
             if c.guest_ended & SHUTDOWN_RECEIVE == 0 {

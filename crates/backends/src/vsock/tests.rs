@@ -45,7 +45,7 @@ impl Guest {
     fn next(&self) -> (VsockHeader, Vec<u8>) {
         loop {
             let before = *self.turned.0.lock().unwrap();
-            if let Some(packet) = self.mux.to_guest(4096) {
+            if let Some(packet) = self.mux.next_packet(4096) {
                 return packet;
             }
             let count = self.turned.0.lock().unwrap();
@@ -70,7 +70,7 @@ impl Guest {
             buf_alloc: 1000,
             fwd_cnt: taken,
         };
-        self.mux.from_guest(&header, payload.to_vec());
+        self.mux.guest_sent(&header, payload.to_vec());
     }
 
     /// A program of the host on the guest's port 52: the program's end, the host's port.
@@ -234,7 +234,7 @@ fn nonsense_is_refused() {
         kind: VSOCK_STREAM,
         ..VsockHeader::default()
     };
-    g.mux.from_guest(&foreign, Vec::new());
+    g.mux.guest_sent(&foreign, Vec::new());
     assert!(!g.mux.has_packet());
     // Seqpacket sockets and other machines.
     for (kind, dst_cid) in [(2, HOST_CID), (VSOCK_STREAM, 4)] {
@@ -245,7 +245,7 @@ fn nonsense_is_refused() {
             op: op::REQUEST,
             ..VsockHeader::default()
         };
-        g.mux.from_guest(&header, Vec::new());
+        g.mux.guest_sent(&header, Vec::new());
         let (refusal, _) = g.next();
         assert_eq!(
             (refusal.op, refusal.kind, refusal.src_cid),

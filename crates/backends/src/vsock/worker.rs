@@ -281,7 +281,7 @@ impl Worker {
             let room = wish.read.min(PIECE);
             match rustix::io::read(&socket.fd, &mut self.buffer[..room]) {
                 Ok(0) => shared.lock().host_ended(key, closed),
-                Ok(n) => shared.lock().from_host(key, &self.buffer[..n]),
+                Ok(n) => shared.lock().host_sent(key, &self.buffer[..n]),
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(_) => shared.lock().host_ended(key, true),
             }

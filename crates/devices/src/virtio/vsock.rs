@@ -84,7 +84,7 @@ impl Shared {
                 if len <= VSOCK_PAYLOAD && len as u64 <= chain.readable.len() {
                     let mut payload = vec![0; len];
                     chain.readable.read(&memory, &mut payload);
-                    self.host.from_guest(&header, payload);
+                    self.host.guest_sent(&header, payload);
                 }
             }
             queue.push(chain.head, 0)?;
@@ -123,7 +123,7 @@ impl Shared {
                 continue;
             }
             let most = (room - VSOCK_HEADER as u64).min(VSOCK_PAYLOAD as u64) as usize;
-            let Some((header, payload)) = self.host.to_guest(most) else {
+            let Some((header, payload)) = self.host.next_packet(most) else {
                 state.spare = Some(chain);
                 break;
             };
@@ -276,13 +276,13 @@ mod tests {
         fn has_room(&self) -> bool {
             !self.full.load(Ordering::SeqCst)
         }
-        fn from_guest(&self, header: &VsockHeader, payload: Vec<u8>) {
+        fn guest_sent(&self, header: &VsockHeader, payload: Vec<u8>) {
             self.got.lock().unwrap().push((*header, payload));
         }
         fn has_packet(&self) -> bool {
             !self.queue.lock().unwrap().is_empty()
         }
-        fn to_guest(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)> {
+        fn next_packet(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)> {
             let (header, payload) = self.queue.lock().unwrap().pop_front()?;
             assert!(payload.len() <= most);
             Some((header, payload))

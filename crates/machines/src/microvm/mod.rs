@@ -102,6 +102,10 @@ impl Board for Microvm {
         self.chips.reset();
     }
 
+    fn press_power_button(&self) {
+        self.chips.acpi_pm.lock().press_power_button();
+    }
+
     fn set_paused(&self, paused: bool) {
         self.time.set_paused(paused);
         if !paused {
