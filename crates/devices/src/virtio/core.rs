@@ -1,6 +1,7 @@
 //! What both transports share: status, features, queue set-up, reset (2.1, 2.2, 3.1).
 
 use super::interrupt::Interrupts;
+use super::net::VirtioNetV1;
 use super::queue::{Setup, VirtQueue};
 use super::{Driver, VirtioDevice, feature};
 use mimeo_bus::RestoreError;
@@ -36,6 +37,16 @@ pub struct QueueV1 {
     pub next_used: u16,
 }
 
+/// Saved state of what only one type of device has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum DeviceV1 {
+    /// Nothing.
+    #[default]
+    None,
+    /// A network card.
+    Net(VirtioNetV1),
+}
+
 /// Saved state of a device's common part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioV1 {
@@ -59,6 +70,9 @@ pub struct VirtioV1 {
     pub isr: u8,
     /// The device wants a reset.
     pub broken: bool,
+    /// The type's own.
+    #[serde(default)]
+    pub device: DeviceV1,
 }
 
 /// A device with its status. The transports are two ways to reach this.
@@ -178,7 +192,9 @@ impl VirtioCore {
         // Bits are added; only a reset takes them away.
         let mut new = value & !self.status & !status::NEEDS_RESET;
         let wanted = self.features;
-        let acceptable = wanted & !self.offered() == 0 && wanted & feature::VERSION_1 != 0;
+        let acceptable = wanted & !self.offered() == 0
+            && wanted & feature::VERSION_1 != 0
+            && self.device.accepts(wanted);
         if new & status::FEATURES_OK != 0 && !acceptable {
             new &= !status::FEATURES_OK;
         }
@@ -315,6 +331,7 @@ impl VirtioCore {
             config_vector: self.interrupts.config_vector(),
             isr,
             broken,
+            device: self.device.save(),
         }
     }
 
@@ -343,6 +360,6 @@ impl VirtioCore {
         if self.active() {
             self.activate();
         }
-        Ok(())
+        self.device.restore(&s.device)
     }
 }

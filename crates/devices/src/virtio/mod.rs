@@ -25,15 +25,17 @@ mod tests;
 
 pub mod block;
 pub mod console;
+pub mod net;
 pub mod rng;
 pub mod vsock;
 
-pub use core::{QueueV1, VirtioCore, VirtioV1};
+pub use core::{DeviceV1, QueueV1, VirtioCore, VirtioV1};
 pub use interrupt::Interrupts;
 pub use mmio::{VirtioMmio, VirtioMmioV1};
 pub use pci::{VirtioPci, VirtioPciV1};
 pub use queue::{Broken, Chain, Span, VirtQueue};
 
+use mimeo_bus::RestoreError;
 use mimeo_memory::GuestMemory;
 use std::sync::Arc;
 
@@ -97,4 +99,29 @@ pub trait VirtioDevice: Send {
 
     /// (next available, next used) of each queue, while active; for saving.
     fn positions(&self) -> Vec<(u16, u16)>;
+
+    /// Whether the driver may have chosen these of the offered features: some need others.
+    fn accepts(&self, features: u64) -> bool {
+        let _ = features;
+        true
+    }
+
+    /// The machine is stopped or goes on: meanwhile nothing of the guest's memory may change.
+    fn set_paused(&mut self, paused: bool) {
+        let _ = paused;
+    }
+
+    /// What of its state its driver's set-up does not say.
+    fn save(&self) -> DeviceV1 {
+        DeviceV1::None
+    }
+
+    /// Puts back what [`Self::save`] gave, after [`Self::activate`] where the driver was ready.
+    ///
+    /// # Errors
+    /// When it is not a state of this device.
+    fn restore(&mut self, saved: &DeviceV1) -> Result<(), RestoreError> {
+        let plain = *saved == DeviceV1::None;
+        RestoreError::unless(plain, "a virtio device", "it is of another kind of device")
+    }
 }

@@ -3,8 +3,9 @@
 
 use mimeo_memory::{GuestMemory, RegionKind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 /// The most descriptors that one chain may have, those of an indirect table included.
 const LONGEST: usize = 1024;
@@ -121,6 +122,8 @@ pub struct VirtQueue {
     queue: Queue,
     memory: Arc<GuestMemory>,
     broken: bool,
+    /// The next used entry when the driver was last thought of.
+    told: u16,
 }
 
 /// Where a queue is and how it goes on.
@@ -183,6 +186,7 @@ impl VirtQueue {
             queue,
             memory: memory.clone(),
             broken: false,
+            told: setup.position.1,
         })
     }
 
@@ -251,12 +255,38 @@ impl VirtQueue {
     /// # Errors
     /// [`Broken`] when the queue is.
     pub fn push(&mut self, head: u16, len: u32) -> Result<(), Broken> {
+        self.push_all(&[(head, len)])
+    }
+
+    /// Gives chains back together: the driver sees all of them or none (2.7.14).
+    ///
+    /// # Errors
+    /// [`Broken`] when the queue is.
+    pub fn push_all(&mut self, chains: &[(u16, u32)]) -> Result<(), Broken> {
         if self.broken {
             return Err(Broken);
         }
-        let added = self.queue.add_used(self.memory.vm(), head, len);
-        self.broken |= added.is_err();
-        added.map_err(|_| Broken)
+        let pushed = self.try_push(chains);
+        self.broken |= pushed.is_err();
+        pushed
+    }
+
+    fn try_push(&mut self, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
+        let mut next = self.queue.next_used();
+        for &(head, len) in chains {
+            let mut element = [0; 8];
+            element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+            element[4..].copy_from_slice(&len.to_le_bytes());
+            // Inside the ring, which was found to be in memory.
+            let at = ring + 4 + 8 * u64::from(next % size);
+            self.memory.write(at, &element).map_err(|_| Broken)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let (vm, index) = (self.memory.vm(), GuestAddress(ring + 2));
+        let stored = vm.store(next.to_le(), index, Ordering::Release);
+        stored.map_err(|_| Broken)
     }
 
     /// Whether the driver wants to be interrupted for what was given back since the last call.
@@ -267,14 +297,23 @@ impl VirtQueue {
         if self.broken {
             return Err(Broken);
         }
-        let wants = self.queue.needs_notification(self.memory.vm());
-        if self.queue.event_idx_enabled() {
-            return wants.map_err(|_| Broken);
-        }
-        let mut flags = [0; 2];
-        let read = self.memory.read(self.queue.avail_ring(), &mut flags);
-        read.map_err(|_| Broken)?;
-        Ok(u16::from_le_bytes(flags) & NO_INTERRUPT == 0)
+        // What was given back is seen before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let next = self.queue.next_used();
+        let before = std::mem::replace(&mut self.told, next);
+        // The event index stands behind the available ring's last entry (2.7.10).
+        let behind = 4 + 2 * u64::from(self.queue.size());
+        let event_index = self.queue.event_idx_enabled();
+        let at = self.queue.avail_ring() + if event_index { behind } else { 0 };
+        let mut word = [0; 2];
+        self.memory.read(at, &mut word).map_err(|_| Broken)?;
+        let word = u16::from_le_bytes(word);
+        Ok(if event_index {
+            let passed = next.wrapping_sub(word).wrapping_sub(1);
+            passed < next.wrapping_sub(before)
+        } else {
+            word & NO_INTERRUPT == 0
+        })
     }
 
     /// Asks the driver to notify of what it makes available from now on; true when there is

@@ -112,6 +112,16 @@ impl Cards {
         }
     }
 
+    /// The devices stop touching the guest's memory of their own accord, or go on.
+    pub(super) fn set_paused(&self, paused: bool) {
+        for f in &self.functions {
+            lock(f).core().device().set_paused(paused);
+        }
+        for d in &self.mmio {
+            lock(d).core().device().set_paused(paused);
+        }
+    }
+
     /// RESET.
     pub(super) fn reset(&self) {
         lock(&self.host).reset();

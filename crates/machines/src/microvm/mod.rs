@@ -108,6 +108,7 @@ impl Board for Microvm {
 
     fn set_paused(&self, paused: bool) {
         self.time.set_paused(paused);
+        self.chips.cards.set_paused(paused);
         if !paused {
             // The guest's watchdogs are told that they were stopped with everything else.
             lock(&self.chips.kvm_clock).refresh(true);
