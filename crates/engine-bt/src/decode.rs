@@ -33,6 +33,9 @@ impl Mode {
     /// CPL 0.
     pub(crate) const KERNEL: u8 = 1 << 5;
 
+    /// The units that may execute.
+    pub(crate) const UNITS: u8 = Self::X87 | Self::SSE | Self::AVX;
+
     pub(crate) fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
     }

@@ -6,8 +6,8 @@
 //! bits of RIP: the tag as `!RIP` (so that one LEA tells a match without touching flags) and the host
 //! address.
 
+use crate::hash::IntMap;
 use crate::lazy::LazyArray;
-use std::collections::HashMap;
 use std::io;
 
 const ENTRIES: usize = 1 << 16;
@@ -19,9 +19,9 @@ const FILL_LIMIT: usize = 1 << 17;
 pub(crate) struct Ibtc {
     words: LazyArray,
     /// Slots filled, by guest page, with whether the page was global.
-    by_page: HashMap<u64, (bool, Vec<u16>)>,
+    by_page: IntMap<u64, (bool, Vec<u16>)>,
     /// Slots filled, by physical page of the code.
-    by_phys: HashMap<u32, Vec<u16>>,
+    by_phys: IntMap<u32, Vec<u16>>,
     miss: u64,
     /// Fills since the last whole flush: bounds the lists.
     fills: usize,
@@ -35,8 +35,8 @@ impl Ibtc {
         words.set(2 * (ENTRIES - 1) + 1, miss);
         Ok(Self {
             words,
-            by_page: HashMap::new(),
-            by_phys: HashMap::new(),
+            by_page: IntMap::default(),
+            by_phys: IntMap::default(),
             miss,
             fills: 0,
         })

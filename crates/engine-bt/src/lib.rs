@@ -9,6 +9,7 @@ mod ctx;
 mod decode;
 mod emit;
 mod engine;
+mod hash;
 mod host;
 mod ibtc;
 mod index;

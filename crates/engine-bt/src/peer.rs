@@ -85,8 +85,10 @@ impl Peer {
 
     /// The vCPU has left translated code and knows where.
     pub(crate) fn left(&self) {
-        self.ctx.in_cache.store(0, Ordering::SeqCst);
-        self.exits.fetch_add(1, Ordering::SeqCst);
+        // Only this thread writes `exits`. `expel` orders its own side with a process-wide barrier.
+        self.ctx.in_cache.store(0, Ordering::Release);
+        let exits = self.exits.load(Ordering::Relaxed);
+        self.exits.store(exits.wrapping_add(1), Ordering::Release);
     }
 
     /// Makes the vCPU leave translated code soon, and refuse to enter until it has looked.

@@ -14,6 +14,7 @@ use crate::ctx::{RL_BIAS, at};
 use crate::decode::{self, Mode};
 use crate::emit::Asm;
 use crate::engine::BtOptions;
+use crate::hash::IntMap;
 use crate::index::Index;
 use crate::lazy::LazyArray;
 use crate::lower::{self, Emitted, Layout, Options};
@@ -24,7 +25,6 @@ use mimeo_bt_verify::Contract;
 use mimeo_codemem::CodeMemory;
 use mimeo_memory::{CodeWriteHook, GuestMemory};
 use mimeo_vcpu::EngineError;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
@@ -87,9 +87,9 @@ struct Translator {
     code: CodeMemory,
     hot: u32,
     cold: u32,
-    map: HashMap<Key, u32>,
+    map: IntMap<Key, u32>,
     blocks: Vec<Option<Block>>,
-    by_page: HashMap<u32, Vec<u32>>,
+    by_page: IntMap<u32, Vec<u32>>,
     stats: TranslatorStats,
 }
 
@@ -157,9 +157,9 @@ impl Shared {
                 code,
                 hot: HOT_START,
                 cold: COLD_START,
-                map: HashMap::new(),
+                map: IntMap::default(),
                 blocks: Vec::new(),
-                by_page: HashMap::new(),
+                by_page: IntMap::default(),
                 stats: TranslatorStats::default(),
             }),
             generation: AtomicU64::new(0),

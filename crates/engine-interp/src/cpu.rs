@@ -1,7 +1,7 @@
 //! One processor: its state and what is derived from it, single steps, events.
 
 use crate::mem::Tlb;
-use crate::{Trap, TrapKind, decode, system};
+use crate::{Op, Trap, TrapKind, decode, system};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_arch_x86::paging::PagingContext;
 use mimeo_arch_x86::{Activity, Cr0, Cr4, Efer, Exception, Gpr, RFlags, Seg, X86State};
@@ -229,6 +229,21 @@ impl Cpu {
         }
     }
 
+    /// Decodes the instruction at RIP, to be executed (more than once, while its bytes stay) by
+    /// [`Self::step_op`]; `None` where fetching or decoding it faults.
+    pub fn decode(&mut self) -> Option<Op> {
+        decode::one(self).ok()
+    }
+
+    /// [`Self::step`] for an instruction that [`Self::decode`] has decoded at this RIP.
+    ///
+    /// # Errors
+    /// Failures of the host.
+    pub fn step_op(&mut self, op: &Op, io: &mut dyn CpuIo) -> Result<Step, EngineError> {
+        let start = self.begin_step();
+        self.execute_single(op, start, io)
+    }
+
     /// Remembers the shadows and TF before an instruction.
     pub(crate) fn begin_step(&mut self) -> StepStart {
         StepStart {
@@ -241,7 +256,7 @@ impl Cpu {
     /// breakpoints, delivery.
     pub(crate) fn execute_single(
         &mut self,
-        op: &crate::Op,
+        op: &Op,
         start: StepStart,
         io: &mut dyn CpuIo,
     ) -> Result<Step, EngineError> {

@@ -66,9 +66,9 @@ impl BtVcpu {
                     self.ctx().rip.set(site.rip);
                     return Ok(Next::At(site.host));
                 }
-                self.step(Site { host: 0, ..site }, io)
+                self.step(number, Site { host: 0, ..site }, io)
             }
-            SiteKind::Interp => self.step(site, io),
+            SiteKind::Interp => self.step(number, site, io),
             SiteKind::Link => {
                 self.stats.links += 1;
                 self.ctx().rip.set(site.rip);
@@ -128,12 +128,13 @@ impl BtVcpu {
         Ok(at.map_or(Next::Rip, Next::At))
     }
 
-    /// The interpreter executes the site's instruction; then on at `site.host` if that is where it
-    /// leads.
-    fn step(&mut self, site: Site, io: &mut dyn CpuIo) -> Result<Next, EngineError> {
+    /// The interpreter executes the instruction of site `number`; then on at `site.host` if that is
+    /// where it leads.
+    fn step(&mut self, number: u32, site: Site, io: &mut dyn CpuIo) -> Result<Next, EngineError> {
         *self.stats.fallbacks.entry(site.code).or_default() += 1;
         let (mode, view) = (self.mode, self.mmu.view);
-        let step = self.interpret(site.rip, site.aux & AUX_FP != 0, io)?;
+        let fp = site.aux & AUX_FP != 0;
+        let step = self.interpret(site.rip, Some(number), fp, io)?;
         let now = self.cpu.state.rip;
         self.ctx().rip.set(now);
         if step == Step::TripleFault {
@@ -173,6 +174,6 @@ impl BtVcpu {
             aux: AUX_FP,
             code: 0,
         };
-        self.step(site, io)
+        self.step(u32::MAX, site, io)
     }
 }

@@ -6,6 +6,7 @@
 //! instructions that use it). Outside `run`, `cpu.state` has everything.
 
 mod exits;
+mod ops;
 mod state;
 mod stats;
 
@@ -18,6 +19,7 @@ use crate::{host, lat, signal};
 use mimeo_arch_x86::{Activity, Exception, X86State};
 use mimeo_engine_interp::{Cpu, Poll, Step};
 use mimeo_vcpu::{CpuIo, EngineConfig, EngineError, EventBits, Exit, StopAt, Vcpu, VcpuEvents};
+use ops::OpCache;
 use stats::Stats;
 use std::sync::Arc;
 
@@ -30,6 +32,7 @@ pub(crate) struct BtVcpu {
     mode: Mode,
     /// The state can run translated (computed by [`Self::derive`]).
     translatable: bool,
+    ops: OpCache,
     stats: Stats,
 }
 
@@ -75,6 +78,7 @@ impl BtVcpu {
             mmu,
             mode: Mode(0),
             translatable: false,
+            ops: OpCache::new(),
             stats: Stats::default(),
         })
     }
@@ -147,7 +151,7 @@ impl BtVcpu {
 
     fn single(&mut self, rip: u64, io: &mut dyn CpuIo) -> Result<Turn, EngineError> {
         self.stats.singles += 1;
-        let step = self.interpret(rip, true, io)?;
+        let step = self.interpret(rip, None, true, io)?;
         self.ctx().rip.set(self.cpu.state.rip);
         Ok(match step {
             Step::TripleFault => Turn::Exit(Exit::TripleFault),

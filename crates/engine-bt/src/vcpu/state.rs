@@ -5,7 +5,7 @@ use crate::ctx::Ctx;
 use crate::decode::Mode;
 use crate::host;
 use mimeo_arch_x86::{Activity, Cr0, Cr4, RFlags, Seg, X86State};
-use mimeo_engine_interp::Step;
+use mimeo_engine_interp::{Op, Step};
 use mimeo_vcpu::{CpuIo, EngineError};
 
 /// The bits of RFLAGS that live in `Ctx::status`.
@@ -95,7 +95,12 @@ impl BtVcpu {
         if !self.translatable {
             return;
         }
-        self.mode = mode_of(s);
+        let mode = mode_of(s);
+        if (mode.0 ^ self.mode.0) & Mode::UNITS != 0 {
+            // The branch caches are keyed by privilege alone.
+            self.mmu.purge_all();
+        }
+        self.mode = mode;
         self.mmu.select(&self.shared, s);
         let (sup, ac) = self.mmu.supervisor_bases();
         let rl = self.mmu.base(self.mmu.view);
@@ -108,11 +113,12 @@ impl BtVcpu {
         c.ibtc.set(ibtc);
     }
 
-    /// One interpreter step of the instruction at `rip`. The context is stored before and loaded
-    /// afterwards.
+    /// One interpreter step of the instruction at `rip`, which is that of site `site` if one is given.
+    /// The context is stored before and loaded afterwards.
     pub(super) fn interpret(
         &mut self,
         rip: u64,
+        site: Option<u32>,
         fp: bool,
         io: &mut dyn CpuIo,
     ) -> Result<Step, EngineError> {
@@ -122,13 +128,27 @@ impl BtVcpu {
             self.store_fp();
         }
         self.cpu.refresh();
-        let step = self.cpu.step(io);
+        let step = match site.and_then(|n| self.site_op(n)) {
+            Some(op) => self.cpu.step_op(&op, io),
+            None => self.cpu.step(io),
+        };
         if fp {
             self.load_fp();
         }
         self.load_regs();
         self.derive();
         step
+    }
+
+    /// The instruction of a site, at which the state stands.
+    fn site_op(&mut self, site: u32) -> Option<Op> {
+        let known = self.ops.get(site, self.shared.generation());
+        if known.is_some() {
+            return known;
+        }
+        let op = self.cpu.decode()?;
+        self.ops.put(site, op);
+        Some(op)
     }
 }
 
