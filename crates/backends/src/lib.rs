@@ -9,7 +9,10 @@ mod stream;
 mod timers;
 mod vsock;
 
-pub use block::{DiskError, RawDisk};
+pub use block::{
+    DiskError, DiskFormat, DiskOptions, ImageInfo, OpenDisk, convert_image, create_image,
+    image_info,
+};
 pub use entropy::host_entropy;
 pub use stream::{
     EscapeCommand, FileStream, MemoryStream, Stdio, StdioHooks, StreamError, restore_terminal,

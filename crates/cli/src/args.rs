@@ -2,8 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use mimeo_machines::spec::{
-    BoardKind, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, SpecError, Transport,
-    VsockSpec, parse_size,
+    BoardKind, DiskFormat, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, SpecError,
+    Transport, VsockSpec, parse_size,
 };
 use std::path::PathBuf;
 
@@ -30,6 +30,60 @@ pub enum Command {
         /// The guest's port P of the host is PATH_P.
         path: PathBuf,
     },
+    /// Make, describe and convert disk images.
+    #[command(subcommand, after_long_help = DISK_HELP)]
+    Disk(DiskCommand),
+}
+
+const DISK_HELP: &str = "\
+Examples:
+  mimeo disk create root.qcow2 8G
+  mimeo disk create clone.qcow2 --backing root.qcow2
+      An image that holds only what differs from root.qcow2, which must not change any more.
+  mimeo disk convert clone.qcow2 whole.img
+  mimeo disk info clone.qcow2";
+
+/// What to do with disk images.
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Make an empty image, or one that holds the differences to another.
+    Create {
+        /// The new image; its name tells the format (.qcow2, otherwise raw).
+        file: PathBuf,
+        /// Bytes that the guest sees: a number with M, G or T; the backing image's without.
+        #[arg(value_parser = size)]
+        size: Option<u64>,
+        /// The format: raw or qcow2.
+        #[arg(long, value_name = "NAME")]
+        format: Option<DiskFormat>,
+        /// The image that shows where this one holds nothing; named from the new image's folder.
+        #[arg(long, value_name = "FILE")]
+        backing: Option<PathBuf>,
+        /// The backing image's format.
+        #[arg(long, value_name = "NAME", requires = "backing")]
+        backing_format: Option<DiskFormat>,
+    },
+    /// Describe an image.
+    Info {
+        /// The image.
+        file: PathBuf,
+        /// Its format, where its name does not tell.
+        #[arg(long, value_name = "NAME")]
+        format: Option<DiskFormat>,
+    },
+    /// Copy an image with all that it shows into a new one of another format.
+    Convert {
+        /// The image.
+        from: PathBuf,
+        /// The new one; its name tells the format.
+        to: PathBuf,
+        /// The old one's format, where its name does not tell.
+        #[arg(long, value_name = "NAME")]
+        from_format: Option<DiskFormat>,
+        /// The new one's format.
+        #[arg(long, value_name = "NAME")]
+        format: Option<DiskFormat>,
+    },
 }
 
 const RUN_HELP: &str = "\
@@ -42,6 +96,8 @@ Examples:
       Any kernel: bzImage, ELF vmlinux (PVH or plain), Multiboot 1. The kind is seen in the file.
   mimeo run --kernel test.elf --device debug-exit --device testdev --timeout 30
       A bare-metal test program that ends through port 0xf4.
+  mimeo run debian --disk data.qcow2 --disk /usr/share/images/base.img,snapshot
+      Two disks, /dev/vda and /dev/vdb; what is written to the second is forgotten.
   mimeo run debian -m 1G --cpus 4 --cpu x86-64-v2,+sha
       More memory, more CPUs, another CPU model.
 
@@ -85,8 +141,10 @@ pub struct MachineArgs {
     /// An entropy device (virtio-rng) that hands the guest the host's random bytes: on or off.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
     pub rng: bool,
-    /// Add a disk: a raw image, FILE or FILE,ro (virtio-blk on PCI).
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// Add a disk (virtio-blk): an image file or block device, raw or, by its name or with
+    /// format=qcow2, qcow2. `ro`: the guest cannot write. `snapshot`: what it writes is gone
+    /// afterwards. `serial=TEXT`, `queues=N`: what the guest sees.
+    #[arg(long = "disk", value_name = "FILE[,ro|,snapshot][,...]")]
     pub disks: Vec<DiskSpec>,
     /// A socket device (virtio-vsock): programs of the host reach the guest's port P by connecting to
     /// SOCKET and saying "CONNECT P"; the guest's connections to the host's port P reach SOCKET_P.

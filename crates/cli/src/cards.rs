@@ -3,14 +3,13 @@
 
 use crate::status::Failure;
 use crate::vsock;
-use mimeo_backends::{RawDisk, host_entropy};
+use mimeo_backends::{DiskOptions, OpenDisk, host_entropy};
 use mimeo_devices::virtio::VirtioDevice;
 use mimeo_devices::virtio::block::VirtioBlock;
 use mimeo_devices::virtio::rng::VirtioRng;
 use mimeo_machines::MachineSpec;
-use mimeo_machines::spec::DiskSpec;
+use mimeo_machines::spec::{DiskSpec, Transport};
 use std::io;
-use std::sync::Arc;
 
 /// Makes the devices that `spec` names.
 pub fn insert(spec: &MachineSpec) -> Result<Vec<Box<dyn VirtioDevice>>, Failure> {
@@ -27,17 +26,45 @@ pub fn insert(spec: &MachineSpec) -> Result<Vec<Box<dyn VirtioDevice>>, Failure>
     Ok(cards)
 }
 
-/// Opens a disk image: with a queue for each of up to four CPUs. Failures of the host while the
-/// machine runs are told once for each kind.
+/// The modules of a stock kernel that drive the devices which `spec` asks for by name; none when it
+/// asks for none, since loading modules takes a start-up time that nobody wanted.
+pub fn modules(spec: &MachineSpec) -> Vec<String> {
+    let mut modules = Vec::new();
+    if !spec.disks.is_empty() {
+        modules.push("virtio_blk");
+    }
+    if spec.vsock.is_some() {
+        modules.push("vmw_vsock_virtio_transport");
+    }
+    if !modules.is_empty() {
+        let transport = match spec.transport {
+            Transport::Pci => "virtio_pci",
+            Transport::Mmio => "virtio_mmio",
+        };
+        modules.insert(0, transport);
+        modules.extend(spec.rng.then_some("virtio_rng"));
+    }
+    modules.into_iter().map(str::to_owned).collect()
+}
+
+/// Opens a disk image, with a queue for each of up to four CPUs unless it says how many. Failures
+/// of the host while the machine runs are told once for each kind.
 fn open_disk(index: usize, spec: &DiskSpec, cpus: u32) -> Result<VirtioBlock, Failure> {
     let name = spec.file.display().to_string();
     let told =
         move |e: &io::Error| eprintln!("\nmimeo: the disk {name}: {e}; the guest sees I/O errors");
-    let disk = RawDisk::open(&spec.file, spec.read_only, Box::new(told)).map_err(Failure::usage)?;
-    let queues = cpus.clamp(1, 4) as u16;
-    Ok(VirtioBlock::new(
-        Arc::new(disk),
-        &format!("disk{index}"),
-        queues,
-    ))
+    let options = DiskOptions {
+        file: spec.file.clone(),
+        format: spec.format,
+        read_only: spec.ro,
+        snapshot: spec.snapshot,
+    };
+    let disk = OpenDisk::open(&options, Box::new(told)).map_err(Failure::usage)?;
+    let disk = disk.start().map_err(Failure::host)?;
+    let serial = spec
+        .serial
+        .clone()
+        .unwrap_or_else(|| format!("disk{index}"));
+    let queues = spec.queues.unwrap_or(cpus.clamp(1, 4) as u16);
+    Ok(VirtioBlock::new(disk, &serial, queues))
 }

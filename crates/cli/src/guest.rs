@@ -14,8 +14,13 @@ pub const GUESTS: &[(&str, Flavour)] = &[
     ("debian-generic", Flavour::Generic),
 ];
 
-/// Prepares the guest `name`; `append` is added to its command line.
-pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Failure> {
+/// Prepares the guest `name`; `append` is added to its command line, and it loads `modules`.
+pub fn prepare(
+    name: &str,
+    append: &str,
+    interactive: bool,
+    modules: Vec<String>,
+) -> Result<Boot, Failure> {
     let Some(&(_, flavour)) = GUESTS.iter().find(|(n, _)| *n == name) else {
         let names: Vec<&str> = GUESTS.iter().map(|(n, _)| *n).collect();
         return Err(Failure::usage(anyhow!(
@@ -26,6 +31,7 @@ pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Fail
     let options = DebianOptions {
         flavour,
         terminal: if interactive { terminal() } else { None },
+        modules,
         ..DebianOptions::default()
     };
     let mut shown = Shown::default();
@@ -109,7 +115,9 @@ mod tests {
 
     #[test]
     fn an_unknown_guest_is_told_the_known_ones() {
-        let error = prepare("windows", "", false).unwrap_err().to_string();
+        let error = prepare("windows", "", false, Vec::new())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("windows") && error.contains("debian"),
             "{error}"

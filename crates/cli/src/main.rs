@@ -3,6 +3,7 @@
 mod args;
 mod cards;
 mod deterministic;
+mod disk;
 mod guest;
 mod host;
 mod payload;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Manifest(args) => run::manifest(&args),
         Command::VsockConnect { path } => vsock::connect_for_guest(&path),
+        Command::Disk(command) => disk::run(command),
     };
     match result {
         Ok(status) => status.into(),

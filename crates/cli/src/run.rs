@@ -59,7 +59,8 @@ fn boot(args: &RunArgs) -> Result<Boot, Failure> {
     let more = args.initrd.iter().cloned().map(Disk::File);
     if let Some(guest) = &args.guest {
         let interactive = host::interactive(&args.serial);
-        let mut boot = guest::prepare(guest, &args.append, interactive)?;
+        let modules = cards::modules(&spec(&args.machine));
+        let mut boot = guest::prepare(guest, &args.append, interactive, modules)?;
         boot.initrds.extend(more);
         return Ok(boot);
     }

@@ -1,5 +1,9 @@
 //! What a machine is to be: serialisable, validated before anything is built.
 
+mod disk;
+
+pub use disk::{DiskFormat, DiskSpec};
+
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -46,35 +50,6 @@ pub enum OptionalDevice {
     DebugExit,
     /// QEMU's pc-testdev.
     Testdev,
-}
-
-/// A disk image: `FILE` or `FILE,ro`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct DiskSpec {
-    /// The raw image.
-    pub file: PathBuf,
-    /// The guest cannot write to it.
-    #[serde(default)]
-    pub read_only: bool,
-}
-
-impl FromStr for DiskSpec {
-    type Err = SpecError;
-
-    fn from_str(s: &str) -> Result<Self, SpecError> {
-        let (file, read_only) = match s.strip_suffix(",ro") {
-            Some(file) => (file, true),
-            None => (s, false),
-        };
-        if file.is_empty() || file.contains(',') {
-            return Err(SpecError::Disk(s.to_owned()));
-        }
-        Ok(Self {
-            file: file.into(),
-            read_only,
-        })
-    }
 }
 
 /// How virtio devices are reached.
@@ -198,8 +173,10 @@ pub enum SpecError {
     #[error("`{0}` is not a size: write a number with M or G, such as 256M or 2G")]
     Size(String),
     /// Not a disk.
-    #[error("`{0}` is not a disk: write FILE or FILE,ro")]
-    Disk(String),
+    #[error(
+        "`{0}` is not a disk ({1}): write FILE[,ro][,snapshot][,format=raw|qcow2][,serial=TEXT][,queues=N]; a comma in a name is written twice"
+    )]
+    Disk(String, String),
     /// Not a socket device.
     #[error(
         "`{0}` is not a socket device: write cid=N,path=SOCKET with a number from 3 to 4294967294, or off"
@@ -223,6 +200,7 @@ impl MachineSpec {
         {
             return Err(SpecError::Memory(self.memory));
         }
+        self.disks.iter().try_for_each(DiskSpec::validate)?;
         for (i, d) in self.devices.iter().enumerate() {
             if self.devices[..i].contains(d) {
                 return Err(SpecError::Twice(d.to_string()));

@@ -45,7 +45,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(threads: usize, work: &Arc<impl Work>) -> io::Result<Self> {
+    pub(super) fn new(threads: usize, work: &Arc<dyn Work>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),

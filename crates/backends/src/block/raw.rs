@@ -1,142 +1,29 @@
 //! A disk that is a file (or block device), byte for byte.
 //!
-//! A flush is `fdatasync`, so what a guest has flushed survives a crash of the host, too. The file
-//! is locked against a second writer. A failure of the host reaches the guest as an I/O error, and
-//! the person once for each kind through the hook.
+//! A flush is `fdatasync`, so what a guest has flushed survives a crash of the host, too.
 
-use super::pool::{Pool, Work};
-use mimeo_bus::{BlockBackend, BlockOperation, BlockRequest};
+use super::DiskError;
+use super::open::OpenImage;
+use super::pool::Work;
+use mimeo_bus::{BlockOperation, BlockRequest};
 use mimeo_memory::GuestMemory;
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that are moved at a time.
 const CHUNK: usize = 256 * 1024;
-/// Requests that are worked on at a time.
-const THREADS: usize = 2;
-
-/// A disk cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The file cannot be opened or used.
-    #[error("cannot use the disk image {path}: {source}")]
-    Open {
-        /// Its path.
-        path: String,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// Somebody else writes to it.
-    #[error(
-        "the disk image {0} is in use by another program; stop that, or open it read-only (,ro)"
-    )]
-    InUse(String),
-    /// Its length is not a number of sectors.
-    #[error(
-        "the disk image {path} is {len} bytes long, which is not a multiple of 512; is it a raw image?"
-    )]
-    Length {
-        /// Its path.
-        path: String,
-        /// Its length.
-        len: u64,
-    },
-}
-
-/// Told of failures of the host, once for each kind of failure.
-type OnError = Box<dyn Fn(&io::Error) + Send + Sync>;
-
-struct Raw {
-    file: File,
-    len: u64,
-    on_error: OnError,
-    told: Mutex<Vec<io::ErrorKind>>,
-}
 
 /// A raw disk image.
-pub struct RawDisk {
-    // Dropped first: its threads use the file.
-    pool: Pool,
-    raw: Arc<Raw>,
-    read_only: bool,
-}
-
-impl std::fmt::Debug for RawDisk {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RawDisk({} bytes)", self.raw.len)
-    }
-}
-
-impl RawDisk {
-    /// Opens the image at `path`. `on_error` is told of failures while the VM runs.
-    ///
-    /// # Errors
-    /// [`DiskError`].
-    pub fn open(path: &Path, read_only: bool, on_error: OnError) -> Result<Self, DiskError> {
-        let name = path.display().to_string();
-        let open = |source| DiskError::Open {
-            path: name.clone(),
-            source,
-        };
-        let mut file = File::options()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(open)?;
-        if file.metadata().map_err(open)?.is_dir() {
-            return Err(open(io::ErrorKind::IsADirectory.into()));
-        }
-        let lock = if read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(&file, lock) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::AGAIN) => return Err(DiskError::InUse(name)),
-            Err(e) => return Err(open(e.into())),
-        }
-        // The length of block devices, too.
-        let len = file.seek(SeekFrom::End(0)).map_err(open)?;
-        if len == 0 || len % 512 != 0 {
-            return Err(DiskError::Length { path: name, len });
-        }
-        let raw = Arc::new(Raw {
-            file,
-            len,
-            on_error,
-            told: Mutex::default(),
-        });
-        let pool = Pool::new(THREADS, &raw).map_err(open)?;
-        Ok(Self {
-            pool,
-            raw,
-            read_only,
-        })
-    }
-}
-
-impl BlockBackend for RawDisk {
-    fn capacity(&self) -> u64 {
-        self.raw.len
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn submit(&self, request: BlockRequest) {
-        self.pool.submit(request);
-    }
+pub(super) struct Raw {
+    file: File,
+    len: u64,
 }
 
 /// Moves `data`'s bytes, `CHUNK` at a time: `each` gets the position on the disk, the address in the
 /// guest and the buffer.
-fn pieces(
+pub(super) fn each_piece(
     mut at: u64,
     data: &[(u64, u32)],
     mut each: impl FnMut(u64, u64, &mut [u8]) -> io::Result<()>,
@@ -154,21 +41,39 @@ fn pieces(
     Ok(())
 }
 
-fn no_memory(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+/// Guest memory that is not there: devices have checked it, so this does not happen.
+pub(super) fn guest(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(e)
 }
 
 impl Raw {
+    pub(super) fn new(image: OpenImage) -> Result<Self, DiskError> {
+        let len = image.len;
+        if len == 0 || len % 512 != 0 {
+            let path = image.path.display().to_string();
+            return Err(DiskError::Length { path, len });
+        }
+        Ok(Self {
+            file: image.file,
+            len,
+        })
+    }
+
+    /// Its size in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
     fn read(&self, at: u64, memory: &GuestMemory, data: &[(u64, u32)]) -> io::Result<()> {
-        pieces(at, data, |at, gpa, buffer| {
+        each_piece(at, data, |at, gpa, buffer| {
             self.file.read_exact_at(buffer, at)?;
-            memory.write(gpa, buffer).map_err(no_memory)
+            memory.write(gpa, buffer).map_err(guest)
         })
     }
 
     fn write(&self, at: u64, memory: &GuestMemory, data: &[(u64, u32)]) -> io::Result<()> {
-        pieces(at, data, |at, gpa, buffer| {
-            memory.read(gpa, buffer).map_err(no_memory)?;
+        each_piece(at, data, |at, gpa, buffer| {
+            memory.read(gpa, buffer).map_err(guest)?;
             self.file.write_all_at(buffer, at)
         })
     }
@@ -225,69 +130,19 @@ impl Raw {
 
 impl Work for Raw {
     fn run(&self, request: &BlockRequest) -> io::Result<()> {
-        let result = self.perform(request);
-        if let Err(e) = &result {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            if !told.contains(&e.kind()) {
-                told.push(e.kind());
-                drop(told);
-                (self.on_error)(e);
-            }
-        }
-        result
+        self.perform(request)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Image, fails, open, run};
+    use super::super::{DiskOptions, OpenDisk};
     use super::*;
     use mimeo_bus::BlockDone;
-    use std::path::PathBuf;
+    use std::path::Path;
     use std::sync::mpsc::channel;
-
-    /// A file that goes away with the test.
-    struct Image(PathBuf);
-
-    impl Image {
-        fn new(name: &str, len: usize) -> Self {
-            let path = std::env::temp_dir().join(format!("mimeo-{name}-{}", std::process::id()));
-            let bytes: Vec<u8> = (0..len)
-                .map(|i| ((i / 512) as u8).wrapping_add(1))
-                .collect();
-            std::fs::write(&path, bytes).unwrap();
-            Self(path)
-        }
-
-        fn open(&self, read_only: bool) -> Result<RawDisk, DiskError> {
-            RawDisk::open(&self.0, read_only, Box::new(|_| {}))
-        }
-
-        fn byte(&self, at: usize) -> u8 {
-            std::fs::read(&self.0).unwrap()[at]
-        }
-    }
-
-    impl Drop for Image {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-
-    fn run(
-        disk: &RawDisk,
-        memory: &Arc<GuestMemory>,
-        operation: BlockOperation,
-        data: &[(u64, u32)],
-    ) -> io::Result<()> {
-        let (send, ended) = channel();
-        disk.submit(BlockRequest {
-            operation,
-            memory: memory.clone(),
-            data: data.to_vec(),
-            done: BlockDone::new(Box::new(move |r| send.send(r).unwrap())),
-        });
-        ended.recv().unwrap()
-    }
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn reads_writes_and_zeroes() {
@@ -342,7 +197,13 @@ mod tests {
         let (send, told) = channel();
         let send = Mutex::new(send);
         let hook = Box::new(move |e: &io::Error| send.lock().unwrap().send(e.kind()).unwrap());
-        let disk = RawDisk::open(&image.0, false, hook).unwrap();
+        let options = DiskOptions {
+            file: image.0.clone(),
+            format: None,
+            read_only: false,
+            snapshot: false,
+        };
+        let disk = OpenDisk::open(&options, hook).unwrap().start().unwrap();
         let memory = Arc::new(GuestMemory::ram(8192).unwrap());
         File::options()
             .write(true)
@@ -365,7 +226,7 @@ mod tests {
     fn what_cannot_be_a_disk_is_refused_with_a_reason() {
         let image = Image::new("locked", 4096);
         let first = image.open(false).unwrap();
-        let error = image.open(true).unwrap_err().to_string();
+        let error = fails(image.open(true)).to_string();
         assert!(error.contains("in use"), "{error}");
         drop(first);
         let readers = [image.open(true).unwrap(), image.open(true).unwrap()];
@@ -377,7 +238,7 @@ mod tests {
             Err(DiskError::Length { len: 1000, .. })
         ));
         for path in ["/nonexistent", "/tmp"] {
-            let error = RawDisk::open(Path::new(path), true, Box::new(|_| {})).unwrap_err();
+            let error = fails(open(Path::new(path), true, None, false));
             assert!(error.to_string().contains(path));
         }
     }
