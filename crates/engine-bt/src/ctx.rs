@@ -67,6 +67,8 @@ pub(crate) struct Ctx {
     pub(crate) pending: Cell<u32>,
     /// IA32_KERNEL_GS_BASE.
     pub(crate) kernel_gs: Cell<u64>,
+    /// Times that the host code of the traced guest instruction was entered.
+    pub(crate) traced: Cell<u64>,
     /// Selectors of ES, CS, SS, DS, FS, GS.
     pub(crate) selectors: [Cell<u64>; 6],
 }
@@ -148,6 +150,7 @@ impl Ctx {
             ac: Cell::new(0),
             pending: Cell::new(0),
             kernel_gs: word(),
+            traced: word(),
             selectors: std::array::from_fn(|_| word()),
         }
     }

@@ -1,20 +1,34 @@
 //! The engine: what one VM's vCPUs are made from.
 
+use crate::lat::View;
+use crate::requirements;
 use crate::shared::Shared;
 use crate::vcpu::BtVcpu;
+use mimeo_arch_x86::cpuid::FeatureSet;
 use mimeo_vcpu::{Engine, EngineCaps, EngineConfig, EngineError, Vcpu, VcpuEvents};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The binary translator as an engine.
 #[derive(Debug)]
 pub struct BtEngine {
     config: EngineConfig,
     shared: Arc<Shared>,
+    /// Tables of the vCPUs to come: reserved at once, so that the host's limits show before anything
+    /// runs.
+    views: Mutex<Vec<Vec<View>>>,
 }
 
 /// Switches, each to be turned for finding faults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BtOptions {
+    /// No block leads to another but through the run loop, so that [`mimeo_vcpu::StopAt::turns`] counts
+    /// blocks.
+    pub unchained: bool,
+    /// Features of the host's CPU not to be used, for trying what happens on a lesser one.
+    pub without: FeatureSet,
+    /// Count how often the guest instruction at this address is entered
+    /// ([`mimeo_vcpu::Vcpu::explain`] tells).
+    pub trace: Option<u64>,
     /// Keep status flags exact at every instruction, also where the program cannot see them but in
     /// an exception frame. Slower; for lockstep comparison.
     pub precise_flags: bool,
@@ -38,29 +52,27 @@ impl BtEngine {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_options(config: EngineConfig, options: BtOptions) -> Result<Self, EngineError> {
-        host_is_able()?;
+        requirements::check(config.cpus, options.without)?;
+        let views = requirements::tables(config.cpus)?;
         let shared = Shared::new(config.memory.clone(), config.cpu.clone(), options)?;
-        Ok(Self { config, shared })
-    }
-}
-
-fn host_is_able() -> Result<(), EngineError> {
-    let missing: Vec<_> = [
-        ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
-        ("BMI1", std::arch::is_x86_feature_detected!("bmi1")),
-        ("BMI2", std::arch::is_x86_feature_detected!("bmi2")),
-    ]
-    .iter()
-    .filter(|(_, has)| !has)
-    .map(|(name, _)| *name)
-    .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(EngineError::Unsupported {
-            engine: "bt",
-            reason: format!("this CPU lacks {}; use --engine interp", missing.join(", ")),
+        Ok(Self {
+            config,
+            shared,
+            views: Mutex::new(views),
         })
+    }
+
+    /// The tables reserved for a vCPU: the last that are left.
+    fn views(&self) -> Result<Vec<View>, EngineError> {
+        let kept = self
+            .views
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        match kept {
+            Some(views) => Ok(views),
+            None => requirements::tables(1).map(|v| v.into_iter().flatten().collect()),
+        }
     }
 }
 
@@ -84,6 +96,7 @@ impl Engine for BtEngine {
         Ok(Box::new(BtVcpu::new(
             &self.config,
             self.shared.clone(),
+            self.views()?,
             index,
             events,
         )?))

@@ -154,16 +154,7 @@ impl Index {
 
     /// The guest instruction that host offset `pc` belongs to. Async-signal-safe.
     pub(crate) fn find(&self, pc: u32) -> Option<Found> {
-        let (mut lo, mut hi) = (0, self.block_count.load(Ordering::Acquire));
-        while lo < hi {
-            let mid = lo + (hi - lo) / 2;
-            if (self.blocks.get(3 * mid) >> 32) as u32 <= pc {
-                lo = mid + 1;
-            } else {
-                hi = mid;
-            }
-        }
-        let n = lo.checked_sub(1)?;
+        let n = self.block_at(pc)?;
         let range = self.blocks.get(3 * n);
         let (start, end) = ((range >> 32) as u32, range as u32);
         if pc >= end {
@@ -186,6 +177,38 @@ impl Index {
             });
         }
         found
+    }
+
+    /// Guest address and first host offset of every instruction of the block that starts at host offset
+    /// `start`.
+    pub(crate) fn instructions(&self, start: u32) -> Vec<(u64, u32)> {
+        let Some(n) = self.block_at(start) else {
+            return Vec::new();
+        };
+        let rip = self.blocks.get(3 * n + 1);
+        let packed = self.blocks.get(3 * n + 2);
+        let (first, count) = ((packed >> 16) as usize, (packed & 0xffff) as usize);
+        (first..first + count)
+            .map(|k| self.insns.get(k))
+            .map(|insn| {
+                let at = rip.wrapping_add(insn >> 32 & u64::from(!SHADOW));
+                (at, start + insn as u32)
+            })
+            .collect()
+    }
+
+    /// The block whose host code holds `pc` or ends before it.
+    fn block_at(&self, pc: u32) -> Option<usize> {
+        let (mut lo, mut hi) = (0, self.block_count.load(Ordering::Acquire));
+        while lo < hi {
+            let mid = lo + (hi - lo) / 2;
+            if (self.blocks.get(3 * mid) >> 32) as u32 <= pc {
+                lo = mid + 1;
+            } else {
+                hi = mid;
+            }
+        }
+        lo.checked_sub(1)
     }
 
     /// Forgets everything: the code cache is being dropped and no vCPU is inside it.

@@ -114,6 +114,9 @@ fn rights_key(s: &X86State) -> RightsKey {
     )
 }
 
+/// Address space that the tables of one vCPU take, in terabytes.
+pub(crate) const TERABYTES: u64 = (FIRST_USER + USERS) as u64;
+
 /// Reserves the tables of one vCPU.
 pub(crate) fn reserve() -> io::Result<Vec<View>> {
     (0..FIRST_USER + USERS).map(|_| View::new()).collect()
@@ -376,8 +379,9 @@ impl Mmu {
         let writable = page.writable
             && t.rights.contains(Rights::DIRTY)
             && may(AccessKind::Write)
-            && !tracker.watched(page.index)
-            && !tracker.dirty_logging();
+            // A read gives no right that the dirty log would have to hear of.
+            && (write || !tracker.logged(page.index))
+            && tracker.grant(page.index);
         if !readable || (write && !writable) {
             return Fill::Interp;
         }

@@ -14,6 +14,7 @@ use crate::ctx::{RL_BIAS, at};
 use crate::decode::{self, Mode};
 use crate::emit::Asm;
 use crate::engine::BtOptions;
+use crate::explain::Shown;
 use crate::hash::IntMap;
 use crate::index::Index;
 use crate::lazy::LazyArray;
@@ -64,6 +65,10 @@ impl Key {
 struct Block {
     key: Key,
     entry: u32,
+    /// End of its hot code.
+    end: u32,
+    /// Its cold code.
+    cold: std::ops::Range<u32>,
     /// Chained branches into it: (where the displacement is, what it was).
     incoming: Vec<(u32, u32)>,
 }
@@ -106,8 +111,7 @@ pub(crate) struct Shared {
     peers: RwLock<Vec<Weak<Peer>>>,
     /// For each page: which write word maps it (see [`Self::note_writer`]).
     writers: LazyArray,
-    /// Status flags are kept exact at every instruction, also where they are dead.
-    precise_flags: bool,
+    pub(crate) options: BtOptions,
     /// Verify every block before it may run.
     contract: Option<Contract>,
 }
@@ -118,6 +122,16 @@ impl CodeWriteHook for Hook {
     fn code_written(&self, page: usize, _offset: usize, _len: usize) {
         if let Some(shared) = self.0.upgrade() {
             shared.invalidate(page as u32);
+        }
+    }
+
+    fn watch_again(&self, page: Option<usize>) {
+        let Some(shared) = self.0.upgrade() else {
+            return;
+        };
+        match page {
+            Some(page) => shared.revoke(page, None),
+            None => shared.revoke_all(),
         }
     }
 }
@@ -166,8 +180,8 @@ impl Shared {
             peers: RwLock::new(Vec::new()),
             memory,
             cpu,
-            precise_flags: options.precise_flags,
             contract: options.paranoid.then(contract),
+            options,
         });
         let hook = Arc::new(Hook(Arc::downgrade(&shared)));
         if shared.memory.tracker().set_code_write_hook(hook).is_err() {
@@ -255,7 +269,15 @@ impl Shared {
         } else {
             !0xfff
         };
-        let e = lower::lower(&decoded, Options { chain_mask }, layout);
+        let e = lower::lower(
+            &decoded,
+            Options {
+                chain_mask,
+                split: self.options.unchained,
+                trace: self.options.trace,
+            },
+            layout,
+        );
         let (hot_end, cold_end) = (
             layout.hot + e.hot.len() as u32,
             layout.cold + e.cold.len() as u32,
@@ -287,6 +309,8 @@ impl Shared {
         t.blocks.push(Some(Block {
             key,
             entry: layout.hot,
+            end: hot_end,
+            cold: layout.cold..cold_end,
             incoming: Vec::new(),
         }));
         t.map.insert(key, n);
@@ -315,7 +339,13 @@ impl Shared {
         };
         for _ in 0..16 {
             let before = copy()?;
-            let d = decode::block(&before, key.rip, key.mode, &self.cpu, self.precise_flags);
+            let d = decode::block(
+                &before,
+                key.rip,
+                key.mode,
+                &self.cpu,
+                self.options.precise_flags,
+            );
             if d.insns.is_empty() {
                 return None;
             }
@@ -323,7 +353,7 @@ impl Shared {
                 self.mark(&pages, offset, len);
             }
             for &page in &pages {
-                self.revoke(page, me);
+                self.revoke(page, Some(me.vcpu));
             }
             let after = copy()?;
             if d.ranges
@@ -361,8 +391,17 @@ impl Shared {
         }
     }
 
-    /// Takes back every write word of a page, and waits until no vCPU holds one in a register.
-    fn revoke(&self, page: usize, me: &Peer) {
+    /// Takes back every write word, and waits until no vCPU holds one in a register.
+    fn revoke_all(&self) {
+        for p in self.peers() {
+            p.request(Peer::FLUSH_WRITES);
+            p.expel();
+        }
+    }
+
+    /// Takes back every write word of a page, and waits until no vCPU (but `me`, which is outside
+    /// translated code) holds one in a register.
+    fn revoke(&self, page: usize, me: Option<u32>) {
         let word = self.writers.swap(page, 0);
         if word == 0 {
             return;
@@ -380,7 +419,7 @@ impl Shared {
                 p.request(Peer::FLUSH_WRITES);
             }
         }
-        for p in concerned.iter().filter(|p| p.vcpu != me.vcpu) {
+        for p in concerned.iter().filter(|p| Some(p.vcpu) != me) {
             p.expel();
         }
     }
@@ -421,7 +460,11 @@ impl Shared {
             return Ok(None);
         };
         // The source may have been dropped meanwhile; then there is nothing to patch.
-        if self.generation() == generation && at >= HOT_START && at.is_multiple_of(4) {
+        if !self.options.unchained
+            && self.generation() == generation
+            && at >= HOT_START
+            && at.is_multiple_of(4)
+        {
             let old = t
                 .code
                 .read(at as usize, 4)
@@ -439,6 +482,30 @@ impl Shared {
             }
         }
         Ok(Some(entry))
+    }
+
+    /// Copies of the live blocks that hold the instruction at `rip`.
+    pub(crate) fn blocks_with(&self, rip: u64) -> Vec<Shown> {
+        let t = lock(&self.translator);
+        let read =
+            |r: &std::ops::Range<u32>| t.code.read(r.start as usize, r.len()).unwrap_or_default();
+        let mut shown = Vec::new();
+        for b in t.blocks.iter().flatten() {
+            let insns = self.index.instructions(b.entry);
+            if !insns.iter().any(|i| i.0 == rip) {
+                continue;
+            }
+            let hot = b.entry..b.end;
+            shown.push(Shown {
+                key: b.key,
+                hot_bytes: read(&hot),
+                cold_bytes: read(&b.cold),
+                hot,
+                cold: b.cold.clone(),
+                insns,
+            });
+        }
+        shown
     }
 
     /// Forgets all translations: the cache is full.
@@ -474,11 +541,18 @@ fn contract() -> Contract {
         at!(ibtc),
         at!(sysflags),
         at!(scratch),
+        at!(traced),
     ]);
     let halves = [at!(df), at!(iflag), at!(ac), at!(pending)];
     readable.extend(halves.map(|at| at..at + 4));
     readable.extend([registers.clone(), at!(selectors)..at!(selectors) + 48]);
-    let mut writable: Vec<_> = words(&[at!(rl), at!(gs_base), at!(kernel_gs), at!(scratch)]);
+    let mut writable: Vec<_> = words(&[
+        at!(rl),
+        at!(gs_base),
+        at!(kernel_gs),
+        at!(scratch),
+        at!(traced),
+    ]);
     writable.extend([at!(df), at!(iflag), at!(ac), at!(site)].map(|at| at..at + 4));
     writable.push(registers);
     Contract {

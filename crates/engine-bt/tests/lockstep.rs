@@ -275,6 +275,7 @@ fn compare(seed: u64, cases: u64, vector: bool) {
     let options = BtOptions {
         precise_flags: true,
         paranoid: true,
+        ..BtOptions::default()
     };
     let mut bt = Machine::new(
         |c| Box::new(BtEngine::with_options(c, options).unwrap()),

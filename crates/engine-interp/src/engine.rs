@@ -171,15 +171,24 @@ impl Vcpu for InterpVcpu {
             return Ok(Exit::TripleFault);
         }
         let limit = stop.retired.unwrap_or(u64::MAX);
-        loop {
-            if let Turn::Exit(exit) = self.turn(limit, io)? {
+        let Some(turns) = stop.turns.filter(|n| *n != 0) else {
+            loop {
+                if let Turn::Exit(exit) = self.turn(limit, io)? {
+                    return Ok(exit);
+                }
+            }
+        };
+        for _ in 0..turns {
+            let next = limit.min(self.cpu.retired + 1);
+            if let Turn::Exit(exit) = self.turn(next, io)? {
                 return Ok(exit);
             }
         }
+        Ok(Exit::InstructionLimit)
     }
 
-    fn save(&self) -> X86State {
-        self.cpu.state.clone()
+    fn state(&self) -> &X86State {
+        &self.cpu.state
     }
 
     fn restore(&mut self, state: X86State) {

@@ -41,7 +41,13 @@ impl Guest {
     fn run(&mut self, limit: Option<u64>) -> (Exit, X86State) {
         let exit = self
             .vcpu
-            .run(StopAt { retired: limit }, &mut NoIo)
+            .run(
+                StopAt {
+                    retired: limit,
+                    ..StopAt::default()
+                },
+                &mut NoIo,
+            )
             .expect("no host failure");
         (exit, self.vcpu.save())
     }

@@ -88,6 +88,7 @@ pub fn guest_code(data: &[u8]) {
     vcpu.restore(state(*mode, registers));
     let limit = StopAt {
         retired: Some(LIMIT),
+        ..StopAt::default()
     };
     // Halted, shut down, out of instructions: all are answers.
     drop(vcpu.run(limit, &mut NoIo));

@@ -15,6 +15,11 @@ const LOG: u8 = 2;
 pub trait CodeWriteHook: Send + Sync {
     /// Bytes `offset..offset + len` of page `page` (a page index of [`crate::GuestMemory`]) changed.
     fn code_written(&self, page: usize, offset: usize, len: usize);
+
+    /// From now on writes to `page` (`None`: to every page) have to be reported again: rights to write
+    /// without a report are to be taken back before this returns. Called by whoever reads or starts
+    /// the dirty log.
+    fn watch_again(&self, _page: Option<usize>) {}
 }
 
 /// Told of every write that did not come from a vCPU: device DMA, paravirtual clock pages, loaders.
@@ -31,6 +36,8 @@ pub struct PageTracker {
     /// One bit for each 64-byte line that holds code.
     code_lines: Box<[AtomicU64]>,
     dirty: Box<[AtomicU64]>,
+    /// One bit for each word of `dirty` that may not be zero.
+    dirty_words: Box<[AtomicU64]>,
     logging: AtomicBool,
     hook: OnceLock<Arc<dyn CodeWriteHook>>,
     observer: OnceLock<Arc<dyn DeviceWriteObserver>>,
@@ -53,6 +60,15 @@ fn line_mask(offset: usize, len: usize) -> u64 {
     (u64::MAX >> (63 - (last - first))) << first
 }
 
+/// The numbers of the bits that are set.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < 64).then_some(bit as usize)
+    })
+}
+
 impl PageTracker {
     pub(crate) fn new(pages: usize) -> Self {
         crate::host::register_barrier();
@@ -61,6 +77,7 @@ impl PageTracker {
             versions: zeroed(pages),
             code_lines: zeroed(pages),
             dirty: zeroed(pages.div_ceil(64)),
+            dirty_words: zeroed(pages.div_ceil(64 * 64)),
             logging: AtomicBool::new(false),
             hook: OnceLock::new(),
             observer: OnceLock::new(),
@@ -115,8 +132,7 @@ impl PageTracker {
     pub fn written(&self, page: usize, offset: usize, len: usize) {
         let flags = self.flags[page].load(Ordering::SeqCst);
         if flags & LOG != 0 {
-            self.flags[page].fetch_and(!LOG, Ordering::SeqCst);
-            self.dirty[page / 64].fetch_or(1 << (page % 64), Ordering::SeqCst);
+            self.mark_dirty(page);
         }
         if flags & CODE != 0
             && self.code_lines[page].load(Ordering::SeqCst) & line_mask(offset, len) != 0
@@ -129,6 +145,35 @@ impl PageTracker {
                 hook.code_written(page, offset, len);
             }
         }
+    }
+
+    fn mark_dirty(&self, page: usize) {
+        self.flags[page].fetch_and(!LOG, Ordering::SeqCst);
+        let word = page / 64;
+        self.dirty[word].fetch_or(1 << (page % 64), Ordering::SeqCst);
+        self.dirty_words[word / 64].fetch_or(1 << (word % 64), Ordering::SeqCst);
+    }
+
+    /// Whether the dirty log wants to hear of the next write to `page`.
+    #[must_use]
+    pub fn logged(&self, page: usize) -> bool {
+        self.flags[page].load(Ordering::Acquire) & LOG != 0
+    }
+
+    /// Somebody is about to get the right to write to `page` without reporting each write: the page counts
+    /// as written. `false`: it holds code, and every write must be reported. The right must be taken
+    /// back on [`CodeWriteHook::watch_again`], and the caller has to look at [`Self::watched`] once more
+    /// after it has handed the right out.
+    #[must_use]
+    pub fn grant(&self, page: usize) -> bool {
+        let flags = self.flags[page].load(Ordering::SeqCst);
+        if flags & CODE != 0 {
+            return false;
+        }
+        if flags & LOG != 0 {
+            self.mark_dirty(page);
+        }
+        true
     }
 
     /// Registers the one listener for writes to code (the translator's).
@@ -162,7 +207,14 @@ impl PageTracker {
             flag.fetch_or(LOG, Ordering::SeqCst);
         }
         self.logging.store(true, Ordering::SeqCst);
+        self.watch_again(None);
         crate::host::process_barrier();
+    }
+
+    fn watch_again(&self, page: Option<usize>) {
+        if let Some(hook) = self.hook.get() {
+            hook.watch_again(page);
+        }
     }
 
     /// Ends the dirty log.
@@ -182,20 +234,33 @@ impl PageTracker {
     /// Takes the pages written since the last call (one bit a page) and starts over for them.
     #[must_use]
     pub fn take_dirty(&self) -> Vec<u64> {
-        let taken: Vec<u64> = self
-            .dirty
-            .iter()
-            .map(|w| w.swap(0, Ordering::SeqCst))
-            .collect();
-        for (i, word) in taken.iter().enumerate() {
-            for bit in (0..64).filter(|b| word & (1 << b) != 0) {
-                if let Some(flag) = self.flags.get(i * 64 + bit) {
-                    flag.fetch_or(LOG, Ordering::SeqCst);
+        let mut taken = vec![0; self.dirty.len()];
+        self.collect_dirty(|page| taken[page / 64] |= 1 << (page % 64));
+        crate::host::process_barrier();
+        taken
+    }
+
+    /// Gives each page written since the last call and starts over for it. Costs little when few were
+    /// written. As [`Self::take_dirty`], but without its barrier: for callers that know that nobody writes
+    /// meanwhile.
+    pub fn collect_dirty(&self, mut each: impl FnMut(usize)) {
+        for (i, summary) in self.dirty_words.iter().enumerate() {
+            if summary.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            for word in bits(summary.swap(0, Ordering::SeqCst)).map(|b| i * 64 + b) {
+                let Some(dirty) = self.dirty.get(word) else {
+                    continue;
+                };
+                for page in bits(dirty.swap(0, Ordering::SeqCst)).map(|b| word * 64 + b) {
+                    if let Some(flag) = self.flags.get(page) {
+                        flag.fetch_or(LOG, Ordering::SeqCst);
+                        self.watch_again(Some(page));
+                        each(page);
+                    }
                 }
             }
         }
-        crate::host::process_barrier();
-        taken
     }
 }
 
@@ -270,6 +335,29 @@ mod tests {
         t.written(1, 126, 4);
         assert_ne!(t.version(1), v);
         assert!(!t.watched(1));
+    }
+
+    #[test]
+    fn a_right_to_write_counts_as_a_write_and_is_taken_back() {
+        struct Seen(std::sync::Mutex<Vec<Option<usize>>>);
+        impl CodeWriteHook for Seen {
+            fn code_written(&self, _: usize, _: usize, _: usize) {}
+            fn watch_again(&self, page: Option<usize>) {
+                self.0.lock().unwrap().push(page);
+            }
+        }
+        let t = PageTracker::new(5000);
+        let seen = Arc::new(Seen(Default::default()));
+        assert!(t.set_code_write_hook(seen.clone()).is_ok());
+        t.start_dirty_log();
+        assert!(t.logged(4999) && t.grant(4999) && !t.logged(4999));
+        t.mark_code(7, 0, 8);
+        assert!(!t.grant(7));
+        let mut pages = Vec::new();
+        t.collect_dirty(|p| pages.push(p));
+        assert_eq!(pages, [4999]);
+        assert!(t.logged(4999));
+        assert_eq!(*seen.0.lock().unwrap(), [None, Some(4999)]);
     }
 
     #[test]

@@ -134,6 +134,7 @@ pub fn record(
             let mut io = Recorder::new(cpu.io, log, clock, events, start);
             let stop = StopAt {
                 retired: Some(until),
+                ..StopAt::default()
             };
             let exit = cpu.vcpu.run(stop, &mut io);
             let retired = cpu.vcpu.retired();
@@ -210,6 +211,7 @@ fn replay_inner(
                 let mut io = Replayer::new(log, events, memory, i);
                 let stop = StopAt {
                     retired: Some(until),
+                    ..StopAt::default()
                 };
                 let exit = vcpu.run(stop, &mut io);
                 io.finish()?;

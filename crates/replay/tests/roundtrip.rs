@@ -63,8 +63,8 @@ impl Vcpu for Toy {
         }
         Ok(Exit::InstructionLimit)
     }
-    fn save(&self) -> X86State {
-        self.state.clone()
+    fn state(&self) -> &X86State {
+        &self.state
     }
     fn restore(&mut self, state: X86State) {
         self.state = state;

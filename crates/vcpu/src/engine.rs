@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub enum Exit {
     /// [`crate::EventBits::STOP`] was raised (the engine has cleared it).
     Stopped,
-    /// The instruction limit of [`StopAt`] was reached.
+    /// A limit of [`StopAt`] was reached.
     InstructionLimit,
     /// The vCPU is in HLT, MWAIT or wait-for-SIPI: call `run` again when an event is pending.
     Halted,
@@ -27,6 +27,10 @@ pub struct StopAt {
     /// Stop when the vCPU's count of retired instructions (as of [`Vcpu::retired`]) reaches this
     /// value exactly. `None`: run until an event.
     pub retired: Option<u64>,
+    /// Stop after this many turns of the engine's own loop, whatever a turn is: at least one instruction
+    /// or one delivery of an event, in an engine with exact counts at most one. For lockstep. `None`
+    /// or zero: as many as it takes.
+    pub turns: Option<u32>,
 }
 
 /// The host failed, not the guest.
@@ -102,7 +106,12 @@ pub trait Vcpu: Send {
     fn run(&mut self, stop: StopAt, io: &mut dyn CpuIo) -> Result<Exit, EngineError>;
 
     /// The architectural state at the current instruction boundary.
-    fn save(&self) -> X86State;
+    fn state(&self) -> &X86State;
+
+    /// A copy of the architectural state at the current instruction boundary.
+    fn save(&self) -> X86State {
+        self.state().clone()
+    }
 
     /// Replaces the architectural state.
     fn restore(&mut self, state: X86State);
@@ -114,6 +123,12 @@ pub trait Vcpu: Send {
     /// Human-readable counters for `--stats`: (name, value).
     fn stats(&self) -> Vec<(String, u64)> {
         Vec::new()
+    }
+
+    /// How the engine executes the guest code at `rip`, for people: disassembly of guest and host. `None`
+    /// when it has nothing to show.
+    fn explain(&self, _rip: u64) -> Option<String> {
+        None
     }
 
     /// The last exceptions delivered, newest last, for the triple-fault report.

@@ -100,7 +100,7 @@ impl Lower<'_> {
     /// Branches to a known RIP, if `condition` holds.
     pub(super) fn jump_to(&mut self, target: u64, condition: Option<u8>) {
         let own = self.block.insns.iter().position(|x| x.i.ip() == target);
-        if let Some(n) = own {
+        if let Some(n) = own.filter(|_| !self.options.split) {
             let d = match condition {
                 Some(c) => self.hot.jcc(c),
                 None => self.hot.jmp(),

@@ -12,9 +12,9 @@ mod native;
 mod stack;
 mod system;
 
-use crate::ctx::{at, field};
+use crate::ctx::{T, at, field};
 use crate::decode::{Decoded, Insn, Plan};
-use crate::emit::{Asm, reg};
+use crate::emit::{Asm, Mem, reg};
 use crate::index::{AUX_FP, Site, SiteKind};
 use iced_x86::Code;
 use mimeo_isa_x86::Unit;
@@ -71,6 +71,10 @@ pub(crate) struct Layout {
 pub(crate) struct Options {
     /// Direct branches may be chained to targets in `rip & !mask == target & !mask`.
     pub(crate) chain_mask: u64,
+    /// Direct branches leave even where they lead into the block itself.
+    pub(crate) split: bool,
+    /// Count how often the instruction at this address is entered.
+    pub(crate) trace: Option<u64>,
 }
 
 struct Lower<'a> {
@@ -122,6 +126,9 @@ pub(crate) fn lower(block: &Decoded, options: Options, layout: Layout) -> Emitte
     for n in 0..block.insns.len() {
         l.n = n;
         l.starts.push(l.hot.pos());
+        if options.trace == Some(block.insns[n].i.ip()) {
+            l.count_entry();
+        }
         l.instruction(&block.insns[n]);
     }
     if block.falls_through {
@@ -159,6 +166,13 @@ impl Lower<'_> {
         let cold = self.cold.pos();
         self.to_cold.push((d, cold));
         self.leave(SiteKind::Interp, insn.i.ip(), self.after());
+    }
+
+    /// Counts an entry into the current instruction; a retry after a table fill counts again.
+    fn count_entry(&mut self) {
+        self.hot.load(T, field(at!(traced)));
+        self.hot.lea(T, Mem::base(T, 1));
+        self.hot.store(field(at!(traced)), T);
     }
 
     /// Where to go on after the current instruction was executed elsewhere.

@@ -107,14 +107,14 @@ impl BtVcpu {
 
     /// A branch left: straight on, unless an event waits.
     fn go(&mut self, rip: u64) -> Result<Next, EngineError> {
-        if self.peer.requested() || self.cpu.events_pending() {
+        if self.spend() || self.peer.requested() || self.cpu.events_pending() {
             return Ok(Next::Rip);
         }
         Ok(self.find(rip)?.map_or(Next::Rip, Next::At))
     }
 
     fn link(&mut self, rip: u64, at: u32, generation: u64) -> Result<Next, EngineError> {
-        if self.peer.requested() {
+        if self.spend() || self.peer.requested() {
             return Ok(Next::Rip);
         }
         let Some(exec) = self.mmu.exec(&self.shared, &self.cpu.state, rip) else {

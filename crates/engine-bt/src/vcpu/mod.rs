@@ -12,6 +12,7 @@ mod stats;
 
 use crate::ctx::Ctx;
 use crate::decode::Mode;
+use crate::lat::View;
 use crate::mmu::{self, Mmu};
 use crate::peer::Peer;
 use crate::shared::{Key, Shared};
@@ -33,6 +34,8 @@ pub(crate) struct BtVcpu {
     /// The state can run translated (computed by [`Self::derive`]).
     translatable: bool,
     ops: OpCache,
+    /// Turns left of [`StopAt::turns`].
+    turns: Option<u32>,
     stats: Stats,
 }
 
@@ -56,16 +59,16 @@ impl BtVcpu {
     pub(crate) fn new(
         config: &EngineConfig,
         shared: Arc<Shared>,
+        views: Vec<View>,
         index: u32,
         events: Arc<VcpuEvents>,
     ) -> Result<Self, EngineError> {
         let host = |source| EngineError::Host {
-            what: "cannot reserve address space for the translator's tables".into(),
+            what: "cannot reserve address space for the translator's branch caches".into(),
             source,
         };
         let mut cpu = Cpu::new(config, index, events.clone());
         cpu.log_mmu(true);
-        let views = mmu::reserve().map_err(host)?;
         let peer = Arc::new(Peer::new(index, views.iter().map(|v| v.words()).collect()));
         let mmu = Mmu::new(index, views, &shared, &cpu.state).map_err(host)?;
         shared.add_peer(&peer);
@@ -79,6 +82,7 @@ impl BtVcpu {
             mode: Mode(0),
             translatable: false,
             ops: OpCache::new(),
+            turns: None,
             stats: Stats::default(),
         })
     }
@@ -166,8 +170,10 @@ impl BtVcpu {
         };
         let key = self.key(rip, exec);
         if let Some(at) = self.shared.block(key, &self.peer)? {
-            let host = self.shared.address(at);
-            self.mmu.ibtc().fill(rip, host, exec.page, exec.global);
+            if !self.shared.options.unchained {
+                let host = self.shared.address(at);
+                self.mmu.ibtc().fill(rip, host, exec.page, exec.global);
+            }
             return Ok(Some(at));
         }
         self.find_spanning(key)
@@ -189,10 +195,12 @@ impl BtVcpu {
         let Some(at) = self.shared.block(key, &self.peer)? else {
             return Ok(None);
         };
-        let host = self.shared.address(at);
-        let ibtc = self.mmu.ibtc();
-        ibtc.fill(key.rip, host, key.page, false);
-        ibtc.also(key.rip, second.page);
+        if !self.shared.options.unchained {
+            let host = self.shared.address(at);
+            let ibtc = self.mmu.ibtc();
+            ibtc.fill(key.rip, host, key.page, false);
+            ibtc.also(key.rip, second.page);
+        }
         Ok(Some(at))
     }
 
@@ -213,7 +221,18 @@ impl BtVcpu {
             if let Turn::Exit(exit) = self.turn(io)? {
                 return Ok(exit);
             }
+            if self.turns == Some(0) || self.spend() {
+                return Ok(Exit::InstructionLimit);
+            }
         }
+    }
+
+    /// One turn is over; whether it was the last.
+    pub(super) fn spend(&mut self) -> bool {
+        self.turns.as_mut().is_some_and(|n| {
+            *n = n.saturating_sub(1);
+            *n == 0
+        })
     }
 
     /// To the instruction: the interpreter alone.
@@ -248,6 +267,7 @@ impl Vcpu for BtVcpu {
         if let Some(limit) = stop.retired {
             return self.run_counted(limit, io);
         }
+        self.turns = stop.turns.filter(|n| *n != 0);
         let peer = self.peer.clone();
         let shared = self.shared.clone();
         let guard = signal::enter(shared.range(), peer.ctx(), &shared.index);
@@ -267,8 +287,8 @@ impl Vcpu for BtVcpu {
         result
     }
 
-    fn save(&self) -> X86State {
-        self.cpu.state.clone()
+    fn state(&self) -> &X86State {
+        &self.cpu.state
     }
 
     fn restore(&mut self, state: X86State) {
@@ -282,6 +302,10 @@ impl Vcpu for BtVcpu {
 
     fn stats(&self) -> Vec<(String, u64)> {
         self.counters()
+    }
+
+    fn explain(&self, rip: u64) -> Option<String> {
+        self.shared.explain(rip, self.ctx().traced.get())
     }
 
     fn recent_exceptions(&self) -> Vec<(u64, Exception)> {
