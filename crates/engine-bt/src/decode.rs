@@ -107,6 +107,7 @@ fn classify(i: &Instruction, mode: Mode, cpu: &CpuModel) -> (Option<&'static For
             Class::Nop => Plan::Nop,
             Class::Control if branch64(i) => Plan::Branch,
             Class::Interp if stack(i.code()) => Plan::Stack,
+            Class::Interp if mxcsr(i.code()) => Plan::Native,
             Class::Monitor
                 if crate::lower::inline(i.code(), mode.has(Mode::KERNEL)) && !memory(i) =>
             {
@@ -127,6 +128,15 @@ fn stack(code: Code) -> bool {
             | Code::Pushq_imm32
             | Code::Pop_r64
             | Code::Leaveq
+    )
+}
+
+/// MXCSR is the guest's own while translated code runs, so that these are plain loads and stores. (A
+/// reserved bit makes the host fault, and the interpreter raise #GP.)
+fn mxcsr(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Ldmxcsr_m32 | Code::Stmxcsr_m32 | Code::VEX_Vldmxcsr_m32 | Code::VEX_Vstmxcsr_m32
     )
 }
 
@@ -194,6 +204,9 @@ impl PageCode<'_> {
 
     /// Status flags live at `rip`, looking a few instructions ahead within the page.
     fn live_at(&self, rip: u64, ranges: &mut Vec<(usize, usize)>) -> u32 {
+        if rip.wrapping_sub(self.base) >= 4096 {
+            return STATUS;
+        }
         let (mut at, mut live, mut killed) = (rip, 0, 0);
         for _ in 0..LOOKAHEAD {
             let Some(insn) = self.at(at) else {
@@ -202,29 +215,27 @@ impl PageCode<'_> {
             let (read, kill) = flags(&insn);
             live |= read & !killed;
             killed |= kill;
-            let len = insn.i.len();
-            ranges.push(((at - self.base) as usize, len));
-            if killed == STATUS {
-                return live;
-            }
-            at = at.wrapping_add(len as u64);
-            if insn.plan == Plan::Branch || insn.plan == Plan::Interp {
+            at = at.wrapping_add(insn.i.len() as u64);
+            if killed == STATUS || insn.plan == Plan::Branch || insn.plan == Plan::Interp {
                 break;
             }
         }
+        ranges.push(((rip - self.base) as usize, (at - rip) as usize));
         live | (STATUS & !killed)
     }
 }
 
 /// Decodes the block at `rip` from a copy of its page. Empty when the first instruction leaves the
 /// page or cannot be decoded. With a copy of two pages (an instruction that spans them): that one
-/// instruction.
+/// instruction. It ends before the first of `known`, RIPs in ascending order: code that is translated
+/// already.
 pub(crate) fn block(
     bytes: &[u8],
     rip: u64,
     mode: Mode,
     cpu: &CpuModel,
     precise_flags: bool,
+    known: &[u64],
 ) -> Decoded {
     let code = PageCode {
         bytes,
@@ -233,7 +244,7 @@ pub(crate) fn block(
         cpu,
     };
     let mut d = Decoded {
-        insns: Vec::with_capacity(16),
+        insns: Vec::with_capacity(24),
         ranges: Vec::new(),
         next: rip,
         falls_through: true,
@@ -241,6 +252,9 @@ pub(crate) fn block(
     };
     let limit = if bytes.len() > 4096 { 1 } else { MAX_INSNS };
     while d.insns.len() < limit {
+        if known.binary_search(&d.next).is_ok() {
+            break;
+        }
         let Some(insn) = code.at(d.next) else {
             d.next_crosses = true;
             break;

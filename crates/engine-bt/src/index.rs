@@ -152,6 +152,22 @@ impl Index {
         self.block_count.store(n + 1, Ordering::Release);
     }
 
+    /// The host offset of the instruction `offset` bytes into the code of block number `n` (counted since
+    /// the last [`Self::clear`]), if one begins there that may be branched to.
+    pub(crate) fn entry(&self, n: u32, offset: u16) -> Option<u32> {
+        let n = n as usize;
+        if n >= self.block_count.load(Ordering::Acquire) {
+            return None;
+        }
+        let start = (self.blocks.get(3 * n) >> 32) as u32;
+        let packed = self.blocks.get(3 * n + 2);
+        let (first, count) = ((packed >> 16) as usize, (packed & 0xffff) as usize);
+        (first..first + count)
+            .map(|k| self.insns.get(k))
+            .find(|insn| insn >> 32 == u64::from(offset))
+            .map(|insn| start + insn as u32)
+    }
+
     /// The guest instruction that host offset `pc` belongs to. Async-signal-safe.
     pub(crate) fn find(&self, pc: u32) -> Option<Found> {
         let n = self.block_at(pc)?;
@@ -245,6 +261,10 @@ mod tests {
         assert_eq!(f(149), Some((0x1007, false)));
         assert_eq!(f(155), None);
         assert_eq!(f(160), Some((0x2000, true)));
+        assert_eq!(x.entry(0, 3), Some(110));
+        assert_eq!(x.entry(0, 4), None);
+        assert_eq!(x.entry(1, 0), Some(160));
+        assert_eq!(x.entry(2, 0), None);
     }
 
     #[test]

@@ -67,6 +67,10 @@ struct Block {
     entry: u32,
     /// End of its hot code.
     end: u32,
+    /// RIP after its last instruction.
+    next: u64,
+    /// Instructions in it, other than its first, that were branched to.
+    aliases: Vec<Key>,
     /// Its cold code.
     cold: std::ops::Range<u32>,
     /// Chained branches into it: (where the displacement is, what it was).
@@ -92,7 +96,8 @@ struct Translator {
     code: CodeMemory,
     hot: u32,
     cold: u32,
-    map: IntMap<Key, u32>,
+    /// Block number and cache offset of every RIP that was asked for.
+    map: IntMap<Key, (u32, u32)>,
     blocks: Vec<Option<Block>>,
     by_page: IntMap<u32, Vec<u32>>,
     stats: TranslatorStats,
@@ -246,8 +251,11 @@ impl Shared {
         key: Key,
         me: &Peer,
     ) -> Result<Option<u32>, EngineError> {
-        if let Some(n) = t.map.get(&key) {
-            return Ok(t.blocks[*n as usize].as_ref().map(|b| b.entry));
+        if let Some((_, entry)) = t.map.get(&key) {
+            return Ok(Some(*entry));
+        }
+        if let Some(entry) = self.inside(t, key) {
+            return Ok(Some(entry));
         }
         if !self.index.has_room()
             || t.hot + BLOCK_ROOM > COLD_START
@@ -255,7 +263,8 @@ impl Shared {
         {
             self.drop_all(t, me);
         }
-        let Some(decoded) = self.decode(key, me) else {
+        let known = t.starts_after(key);
+        let Some(decoded) = self.decode(key, me, &known) else {
             return Ok(None);
         };
         let layout = Layout {
@@ -311,9 +320,11 @@ impl Shared {
             entry: layout.hot,
             end: hot_end,
             cold: layout.cold..cold_end,
+            next: decoded.next,
+            aliases: Vec::new(),
             incoming: Vec::new(),
         }));
-        t.map.insert(key, n);
+        t.map.insert(key, (n, layout.hot));
         t.by_page.entry(key.page).or_default().push(n);
         if key.second != Key::ONE_PAGE {
             t.by_page.entry(key.second).or_default().push(n);
@@ -321,8 +332,24 @@ impl Shared {
         Ok(Some(layout.hot))
     }
 
+    /// The place of an instruction that a block holds already, other than as its first.
+    fn inside(&self, t: &mut Translator, key: Key) -> Option<u32> {
+        let (n, entry) = t
+            .neighbours(key)
+            .filter(|(_, b)| b.key.rip < key.rip && key.rip < b.next)
+            .find_map(|(n, b)| {
+                let offset = (key.rip - b.key.rip) as u16;
+                Some((n, self.index.entry(n, offset)?))
+            })?;
+        if let Some(b) = &mut t.blocks[n as usize] {
+            b.aliases.push(key);
+        }
+        t.map.insert(key, (n, entry));
+        Some(entry)
+    }
+
     /// Decodes, with the pages marked and revoked before the bytes count.
-    fn decode(&self, key: Key, me: &Peer) -> Option<decode::Decoded> {
+    fn decode(&self, key: Key, me: &Peer, known: &[u64]) -> Option<decode::Decoded> {
         let second = (key.second != Key::ONE_PAGE).then_some(key.second);
         let pages: Vec<usize> = [Some(key.page), second]
             .into_iter()
@@ -339,16 +366,18 @@ impl Shared {
         };
         for _ in 0..16 {
             let before = copy()?;
-            let d = decode::block(
+            let mut d = decode::block(
                 &before,
                 key.rip,
                 key.mode,
                 &self.cpu,
                 self.options.precise_flags,
+                known,
             );
             if d.insns.is_empty() {
                 return None;
             }
+            merge(&mut d.ranges);
             for &(offset, len) in &d.ranges {
                 self.mark(&pages, offset, len);
             }
@@ -434,6 +463,9 @@ impl Shared {
         for n in list {
             if let Some(b) = t.blocks[n as usize].take() {
                 t.map.remove(&b.key);
+                for key in &b.aliases {
+                    t.map.remove(key);
+                }
                 for (at, old) in b.incoming {
                     // In range by construction; a patch into dead code is harmless.
                     let _ = t.code.patch_u32(at as usize, old);
@@ -471,7 +503,7 @@ impl Shared {
                 .ok()
                 .and_then(|b| b.try_into().ok())
                 .map(u32::from_le_bytes);
-            let n = t.map.get(&key).copied();
+            let n = t.map.get(&key).map(|(n, _)| *n);
             if let (Some(old), Some(n)) = (old, n) {
                 let d = entry.wrapping_sub(at + 4);
                 let _ = t.code.patch_u32(at as usize, d);
@@ -525,6 +557,45 @@ impl Shared {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.index.clear();
     }
+}
+
+impl Translator {
+    /// The live blocks of the same page, linear address and mode, with their numbers.
+    fn neighbours(&self, key: Key) -> impl Iterator<Item = (u32, &Block)> {
+        self.by_page
+            .get(&key.page)
+            .into_iter()
+            .flatten()
+            .filter_map(|n| Some((*n, self.blocks[*n as usize].as_ref()?)))
+            .filter(move |(_, b)| {
+                b.key.second == key.second
+                    && b.key.mode == key.mode
+                    && b.key.rip >> 12 == key.rip >> 12
+            })
+    }
+
+    /// Where blocks begin after `key.rip` on its page, in ascending order.
+    fn starts_after(&self, key: Key) -> Vec<u64> {
+        let mut list: Vec<u64> = self
+            .neighbours(key)
+            .map(|(_, b)| b.key.rip)
+            .filter(|rip| *rip > key.rip)
+            .collect();
+        list.sort_unstable();
+        list
+    }
+}
+
+/// Joins ranges that touch or overlap, or lie in one 64-byte line: each is marked by itself.
+fn merge(ranges: &mut Vec<(usize, usize)>) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|b, a| {
+        let joins = b.0 <= (a.0 + a.1).next_multiple_of(64);
+        if joins {
+            a.1 = a.1.max(b.0 + b.1 - a.0);
+        }
+        joins
+    });
 }
 
 /// What emitted code may do with the context block.

@@ -151,6 +151,13 @@ pub(crate) struct Asm {
 }
 
 impl Asm {
+    /// An empty buffer with room for `bytes`.
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self {
+            buf: Vec::with_capacity(bytes),
+        }
+    }
+
     /// Bytes so far, which is the offset of the next instruction.
     pub(crate) fn pos(&self) -> usize {
         self.buf.len()

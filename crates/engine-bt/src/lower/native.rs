@@ -81,6 +81,23 @@ impl Lower<'_> {
                 }
                 Ok(())
             }
+            [a, b] if !want.aligned => {
+                // A third temporary: a register that the instruction does not name, set aside.
+                let spare = spare(insn).ok_or(Unencodable)?;
+                let (a, b) = (Borrowed { temp: T, ..*a }, Borrowed { temp: spare, ..*b });
+                self.hot.lea(E, m);
+                self.hot.store(slot(usize::from(spare)), spare);
+                for x in [a, b].iter().filter(|x| x.read) {
+                    self.hot.load(x.temp, slot(x.guest));
+                }
+                self.encode(insn, &[a, b], Mem::base(E, 0))?;
+                // Nothing faults any more, and no boundary lies in between.
+                for x in [a, b].iter().filter(|x| x.written) {
+                    self.hot.store(slot(x.guest), x.temp);
+                }
+                self.hot.load(spare, slot(usize::from(spare)));
+                Ok(())
+            }
             _ => Err(Unencodable),
         }
     }
@@ -158,6 +175,19 @@ impl Lower<'_> {
         }
         Ok(())
     }
+}
+
+/// A guest register in its own host register that the instruction neither reads nor writes.
+fn spare(insn: &Insn) -> Option<Reg> {
+    let form = insn.form?;
+    let implied = form.gpr_read | form.gpr_written;
+    [3, 5, 6, 7, 8, 9, 12, 13].into_iter().find(|&n| {
+        let named = |r: Register| r.is_gpr() && r.full_register().number() == usize::from(n);
+        implied >> n & 1 == 0
+            && HOST[usize::from(n)] == n
+            && !(0..insn.i.op_count())
+                .any(|k| insn.i.op_kind(k) == OpKind::Register && named(insn.i.op_register(k)))
+    })
 }
 
 fn moffs(code: Code) -> bool {
