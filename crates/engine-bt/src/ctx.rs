@@ -51,8 +51,13 @@ pub(crate) struct Ctx {
     /// Guest general registers. In translated code only R10, R11, R14 and R15 live here; the slots
     /// of the others are free for spills within one instruction.
     pub(crate) gpr: [Cell<u64>; 16],
-    /// Guest YMM registers, while out of translated code.
+    /// Guest YMM registers, while out of translated code. The upper halves count only if
+    /// [`Self::upper`] is not 0; else they are zero ([`Self::ymm_registers`]).
     pub(crate) ymm: Cell<[[u64; 4]; 16]>,
+    /// Some upper half of `ymm` may be other than zero.
+    pub(crate) upper: Cell<u32>,
+    /// XGETBV can tell whether upper halves are in use.
+    pub(crate) xinuse: Cell<u32>,
     /// Guest MXCSR, while out of translated code.
     pub(crate) mxcsr: Cell<u32>,
     /// The monitor's MXCSR.
@@ -143,6 +148,8 @@ impl Ctx {
             scratch: word(),
             gpr: std::array::from_fn(|_| word()),
             ymm: Cell::new([[0; 4]; 16]),
+            upper: Cell::new(0),
+            xinuse: Cell::new(u32::from(crate::host::tells_use())),
             mxcsr: Cell::new(0x1f80),
             host_mxcsr: Cell::new(0x1f80),
             df: Cell::new(0),
@@ -153,6 +160,24 @@ impl Ctx {
             traced: word(),
             selectors: std::array::from_fn(|_| word()),
         }
+    }
+
+    /// The YMM registers as of the last exit.
+    pub(crate) fn ymm_registers(&self) -> [[u64; 4]; 16] {
+        let mut all = self.ymm.get();
+        if self.upper.get() == 0 {
+            for y in &mut all {
+                y[2..].fill(0);
+            }
+        }
+        all
+    }
+
+    /// Sets the YMM registers for the next entry.
+    pub(crate) fn set_ymm_registers(&self, all: [[u64; 4]; 16]) {
+        let used = all.iter().any(|y| y[2] | y[3] != 0);
+        self.upper.set(u32::from(used));
+        self.ymm.set(all);
     }
 
     /// Loads the status flags from an RFLAGS image.
@@ -185,6 +210,22 @@ mod tests {
             c.set_status(f | 0x202);
             assert_eq!(c.status_flags(), f);
         }
+    }
+
+    #[test]
+    fn unused_upper_halves_read_as_zero() {
+        let c = Ctx::new();
+        let mut all = [[1, 2, 0, 0]; 16];
+        c.set_ymm_registers(all);
+        assert_eq!(c.upper.get(), 0);
+        assert_eq!(c.ymm_registers(), all);
+        // What an earlier exit left in the upper halves does not come back.
+        c.ymm.set([[1, 2, 3, 4]; 16]);
+        assert_eq!(c.ymm_registers(), all);
+        all[15][3] = 5;
+        c.set_ymm_registers(all);
+        assert_ne!(c.upper.get(), 0);
+        assert_eq!(c.ymm_registers(), all);
     }
 
     #[test]

@@ -15,6 +15,12 @@ fn fsgsbase() -> bool {
     *HAS.get_or_init(|| unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0)
 }
 
+/// Whether XGETBV tells which state components are in use (CPUID.(EAX=0DH,ECX=1):EAX bit 2).
+pub(crate) fn tells_use() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    __cpuid(0).eax >= 0xd && __cpuid_count(0xd, 1).eax & 4 != 0
+}
+
 /// This thread's GS base.
 pub(crate) fn gs_base() -> u64 {
     let mut base = 0u64;

@@ -53,7 +53,7 @@ impl BtVcpu {
     pub(super) fn store_fp(&mut self) {
         let c = self.peer.ctx();
         let fp = &mut self.cpu.state.fp;
-        fp.ymm = c.ymm.get();
+        fp.ymm = c.ymm_registers();
         fp.mxcsr = c.mxcsr.get();
         let fip = host::store_x87(fp);
         let range = self.shared.range();
@@ -68,7 +68,7 @@ impl BtVcpu {
     pub(super) fn load_fp(&mut self) {
         let c = self.peer.ctx();
         let fp = &self.cpu.state.fp;
-        c.ymm.set(fp.ymm);
+        c.set_ymm_registers(fp.ymm);
         c.mxcsr.set(fp.mxcsr);
         host::load_x87(fp);
     }
