@@ -10,7 +10,10 @@ use std::process::Command;
 /// Layers from the lowest to the highest. A crate may depend on crates of lower layers; inside one
 /// layer only to the left of itself.
 pub const LAYERS: &[(&str, &[&str])] = &[
-    ("facts", &["mimeo-arch-x86", "mimeo-isa-x86"]),
+    (
+        "facts",
+        &["mimeo-arch-x86", "mimeo-isa-x86", "mimeo-agent-proto"],
+    ),
     ("contracts", &["mimeo-memory", "mimeo-bus", "mimeo-vcpu"]),
     (
         "implement",
@@ -25,11 +28,12 @@ pub const LAYERS: &[(&str, &[&str])] = &[
             "mimeo-jail",
             "mimeo-replay",
             "mimeo-share",
+            "mimeo-agent-binary",
         ],
     ),
     ("compose", &["mimeo-boot", "mimeo-image", "mimeo-machines"]),
     ("service", &["mimeo-vm"]),
-    ("apps", &["mimeo-cli"]),
+    ("apps", &["mimeo-cli", "mimeo-agent"]),
     (
         "aside",
         &[
