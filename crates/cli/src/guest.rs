@@ -43,8 +43,10 @@ pub fn prepare(
         cmdline.push(' ');
         cmdline.push_str(append);
     }
-    let mut initrds = vec![Disk::Bytes(name.to_owned(), image.initrd)];
-    initrds.extend(image.modules.map(Disk::File));
+    let initrds = vec![
+        Disk::Bytes(name.to_owned(), image.initrd),
+        Disk::File(image.modules),
+    ];
     Ok(Boot {
         kernel: image.kernel,
         initrds,

@@ -3,7 +3,7 @@
 use crate::apt::{self, Apt};
 use crate::cache::{self, Slot};
 use crate::initramfs::initramfs;
-use crate::modules::Modules;
+use crate::modules::{DEVICES, Modules, OTHERS};
 use crate::{ImageError, Progress};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,10 @@ impl Flavour {
 }
 
 /// Part of the cache's key: raised whenever the prepared files are made differently.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
+
+/// The prepared files.
+const FILES: &[&str] = &["vmlinuz", "busybox", "devices.cpio", "modules.cpio"];
 
 /// What the person at the guest's serial console looks through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +68,8 @@ pub struct DebianOptions {
     /// The terminal; without one the shell runs what it reads as a script: no prompt, no echo. The
     /// end of the input is told to it by Ctrl-D (byte 4).
     pub terminal: Option<Terminal>,
-    /// Modules that init shall load, e.g. `virtio_mmio`; with any, the modules' initramfs comes along.
+    /// Modules that init shall load besides the drivers of the devices that it finds, e.g. `ext4`;
+    /// with any, the initramfs with more than those drivers comes along.
     pub modules: Vec<String>,
 }
 
@@ -76,8 +80,8 @@ pub struct QuickImage {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Vec<u8>,
-    /// A second one with modules, when there are modules to be loaded.
-    pub modules: Option<PathBuf>,
+    /// A second one with modules.
+    pub modules: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
 }
@@ -110,7 +114,11 @@ pub fn debian(
     Ok(QuickImage {
         kernel: dir.join("vmlinuz"),
         initrd: initramfs(&busybox),
-        modules: (!opts.modules.is_empty()).then(|| dir.join("modules.cpio")),
+        modules: dir.join(if opts.modules.is_empty() {
+            "devices.cpio"
+        } else {
+            "modules.cpio"
+        }),
         cmdline: cmdline(opts),
     })
 }
@@ -156,7 +164,7 @@ fn prepare(
     unpack_kernel(&kernel, &work)?;
     fs::remove_dir_all(&packages).map_err(ImageError::io(&packages))?;
     let name = package.trim_start_matches("linux-image-");
-    let dir = slot.publish(&work, name, &["vmlinuz", "busybox", "modules.cpio"])?;
+    let dir = slot.publish(&work, name, FILES)?;
     progress(Progress::Done);
     Ok(dir)
 }
@@ -197,7 +205,10 @@ fn unpack_kernel(package: &Path, work: &Path) -> Result<(), ImageError> {
         return Err(missing(package, "kernel"));
     }
     cache::write_synced(&work.join("vmlinuz"), &kernel)?;
-    cache::write_synced(&work.join("modules.cpio"), &modules.initramfs())
+    let devices = modules.initramfs(&[DEVICES]);
+    cache::write_synced(&work.join("devices.cpio"), &devices)?;
+    let all = modules.initramfs(&[DEVICES, OTHERS]);
+    cache::write_synced(&work.join("modules.cpio"), &all)
 }
 
 #[cfg(test)]
@@ -233,11 +244,10 @@ mod tests {
         let root = std::env::temp_dir().join(format!("mimeo-debian-{}", std::process::id()));
         let slot = Slot::lock(&root, &format!("debian-cloud-{RECIPE}"), &mut || {}).unwrap();
         let work = slot.workspace().unwrap();
-        for file in ["vmlinuz", "busybox", "modules.cpio"] {
+        for &file in FILES {
             fs::write(work.join(file), file).unwrap();
         }
-        slot.publish(&work, "6.1", &["vmlinuz", "busybox", "modules.cpio"])
-            .unwrap();
+        slot.publish(&work, "6.1", FILES).unwrap();
         drop(slot);
         let opts = DebianOptions {
             cache: Some(root.clone()),
@@ -245,7 +255,7 @@ mod tests {
         };
         let image = debian(&opts, &mut |p| panic!("{p:?}")).unwrap();
         assert_eq!(fs::read(&image.kernel).unwrap(), b"vmlinuz");
-        assert_eq!(image.modules, None);
+        assert_eq!(fs::read(&image.modules).unwrap(), b"devices.cpio");
         assert!(String::from_utf8_lossy(&image.initrd).contains("busybox"));
         fs::remove_dir_all(&root).unwrap();
     }

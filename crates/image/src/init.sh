@@ -32,8 +32,15 @@ done
 hostname "$HOST"
 ip link set lo up 2>/dev/null
 for module in $MODULES; do modprobe -q "$module"; done
-# The power button, where its driver is at hand.
-if modprobe -q button 2>/dev/null && modprobe -q evdev; then acpid; fi
+# Drivers for what is there: first the buses, then what is on them.
+plug() {
+	find /sys/devices -name modalias -exec cat {} + 2>/dev/null | sort -u | xargs modprobe -a -q -b 2>/dev/null
+}
+plug
+plug
+# The power button.
+[ -c /dev/input/event0 ] && acpid
+[ -c /dev/vsock ] && [ -x /bin/mimeo-agent ] && /bin/mimeo-agent </dev/null >/dev/null 2>&1 &
 
 tty=/dev/$(sed 's/.* //' /sys/class/tty/console/active)
 [ -c "$tty" ] || tty=/dev/console

@@ -1,7 +1,9 @@
-//! The quickstart image's initramfs: busybox, an init of our own, and a few files of /etc.
+//! The quickstart image's initramfs: busybox, the agent, an init of our own, and a few
+//! files of /etc.
 
 use crate::cpio::Cpio;
 use crate::undo_ignore;
+use mimeo_agent_binary::AGENT;
 
 /// The first process's script.
 const INIT: &[u8] = include_bytes!("init.sh");
@@ -33,6 +35,9 @@ pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
         c.directory(dir, permissions);
     }
     c.file("bin/busybox", 0o755, busybox);
+    if !AGENT.is_empty() {
+        c.file("bin/mimeo-agent", 0o755, AGENT);
+    }
     c.file("bin/undo-ignore", 0o755, &undo_ignore::program());
     c.file("init", 0o755, INIT);
     // The kernel opens /dev/console for init before devtmpfs is mounted.

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 
-/// What is wanted, by module name; what they depend on comes along. Modules that are built in or
-/// absent are passed over.
-const WANTED: &[&str] = &[
+/// Drivers of Mimeo's own devices, by module name; what they depend on comes along. Modules that are
+/// built in or absent are passed over. Every start loads what its devices need of them, so that the
+/// archive stays small.
+pub(crate) const DEVICES: &[&str] = &[
     "virtio",
     "virtio_pci",
     "virtio_mmio",
@@ -17,13 +18,20 @@ const WANTED: &[&str] = &[
     "virtio_console",
     "virtio_rng",
     "virtio_balloon",
-    "virtio_scsi",
-    "virtio_input",
-    "virtio_gpu",
     "virtiofs",
     "vmw_vsock_virtio_transport",
     "9p",
     "9pnet_virtio",
+    "af_packet",
+    "evdev",
+    "button",
+];
+
+/// What is wanted besides: other machines' devices, file systems.
+pub(crate) const OTHERS: &[&str] = &[
+    "virtio_scsi",
+    "virtio_input",
+    "virtio_gpu",
     "overlay",
     "squashfs",
     "isofs",
@@ -40,12 +48,9 @@ const WANTED: &[&str] = &[
     "ata_piix",
     "ahci",
     "e1000",
-    "af_packet",
     "tun",
     "crc32c_intel",
     "libcrc32c",
-    "evdev",
-    "button",
 ];
 
 /// Larger than any module.
@@ -106,9 +111,14 @@ impl Modules {
     }
 
     /// The wanted modules and everything that they depend on.
-    fn closure(&self) -> BTreeSet<&str> {
+    fn closure(&self, wanted: &[&[&str]]) -> BTreeSet<&str> {
         let mut chosen = BTreeSet::new();
-        let mut open: Vec<String> = WANTED.iter().map(|w| (*w).to_owned()).collect();
+        let mut open: Vec<String> = wanted
+            .iter()
+            .copied()
+            .flatten()
+            .map(|w| (*w).to_owned())
+            .collect();
         while let Some(name) = open.pop() {
             let Some((name, (_, bytes))) = self.found.get_key_value(&name) else {
                 continue;
@@ -121,9 +131,9 @@ impl Modules {
     }
 
     /// An initramfs with the wanted modules and their `modules.dep`.
-    pub(crate) fn initramfs(&self) -> Vec<u8> {
+    pub(crate) fn initramfs(&self, wanted: &[&[&str]]) -> Vec<u8> {
         let (mut cpio, mut dep, mut alias) = (Cpio::new(), String::new(), String::new());
-        let chosen = self.closure();
+        let chosen = self.closure(wanted);
         let mut root = None;
         for name in &chosen {
             let (path, bytes) = &self.found[*name];
@@ -264,10 +274,10 @@ mod tests {
         offer(&mut m, &at("unrelated"), "depends=virtio");
         offer(&mut m, &at("drivers/media/virtio_net"), "depends=");
         assert_eq!(
-            m.closure().into_iter().collect::<Vec<_>>(),
+            m.closure(&[DEVICES]).into_iter().collect::<Vec<_>>(),
             ["virtio", "virtio_blk", "virtio_ring"]
         );
-        let cpio = m.initramfs();
+        let cpio = m.initramfs(&[DEVICES, OTHERS]);
         let text = String::from_utf8_lossy(&cpio);
         assert!(text.contains("kernel/virtio_blk.ko: kernel/virtio.ko kernel/virtio-ring.ko\n"));
         assert!(text.contains("kernel/virtio-ring.ko:\n"));
