@@ -5,6 +5,7 @@
 
 mod block;
 mod entropy;
+mod server;
 mod stream;
 mod timers;
 mod vsock;
@@ -14,6 +15,7 @@ pub use block::{
     image_info,
 };
 pub use entropy::host_entropy;
+pub use server::ServerThread;
 pub use stream::{
     EscapeCommand, FileStream, MemoryStream, Stdio, StdioHooks, StreamError, restore_terminal,
 };

@@ -2,8 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use mimeo_machines::spec::{
-    BoardKind, DiskFormat, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, SpecError,
-    Transport, VsockSpec, parse_size,
+    BoardKind, DiskFormat, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, ShareSpec,
+    SpecError, Transport, VsockSpec, parse_size,
 };
 use std::path::PathBuf;
 
@@ -98,6 +98,8 @@ Examples:
       A bare-metal test program that ends through port 0xf4.
   mimeo run debian --disk data.qcow2 --disk /usr/share/images/base.img,snapshot
       Two disks, /dev/vda and /dev/vdb; what is written to the second is forgotten.
+  mimeo run debian --share .:here --share /usr/share/doc:doc:ro
+      Two folders of the host's: mount -t virtiofs here /mnt, in the guest.
   mimeo run debian -m 1G --cpus 4 --cpu x86-64-v2,+sha
       More memory, more CPUs, another CPU model.
 
@@ -146,6 +148,10 @@ pub struct MachineArgs {
     /// afterwards. `serial=TEXT`, `queues=N`: what the guest sees.
     #[arg(long = "disk", value_name = "FILE[,ro|,snapshot][,...]")]
     pub disks: Vec<DiskSpec>,
+    /// Share a folder of the host's under a tag, by virtio-fs (mount -t virtiofs TAG /mnt) or by 9p
+    /// (mount -t 9p -o trans=virtio TAG /mnt). `ro`: the guest cannot change anything in it.
+    #[arg(long = "share", value_name = "HOSTDIR:TAG[:ro][,fs|,9p]")]
+    pub shares: Vec<ShareSpec>,
     /// A socket device (virtio-vsock): programs of the host reach the guest's port P by connecting to
     /// SOCKET and saying "CONNECT P"; the guest's connections to the host's port P reach SOCKET_P.
     /// Without the flag a machine with a name has one for mimeo exec and mimeo cp.

@@ -3,19 +3,30 @@
 
 use crate::status::Failure;
 use crate::vsock;
-use mimeo_backends::{DiskOptions, OpenDisk, host_entropy};
+use anyhow::anyhow;
+use mimeo_backends::{DiskOptions, OpenDisk, ServerThread, host_entropy};
+use mimeo_bus::MessageServer;
 use mimeo_devices::virtio::VirtioDevice;
 use mimeo_devices::virtio::block::VirtioBlock;
 use mimeo_devices::virtio::rng::VirtioRng;
+use mimeo_devices::virtio::share::VirtioShare;
+use mimeo_jail::Folder;
 use mimeo_machines::MachineSpec;
-use mimeo_machines::spec::{DiskSpec, Transport};
+use mimeo_machines::spec::{DiskSpec, ShareProtocol, ShareSpec, Transport};
+use mimeo_share::{Fuse, NineP, Tree};
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
-/// Makes the devices that `spec` names.
-pub fn insert(spec: &MachineSpec) -> Result<Vec<Box<dyn VirtioDevice>>, Failure> {
+/// Makes the devices that `spec` names. With `jail`, the threads behind disks and folders give up
+/// all other files.
+pub fn insert(spec: &MachineSpec, jail: bool) -> Result<Vec<Box<dyn VirtioDevice>>, Failure> {
     let mut cards: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (i, disk) in spec.disks.iter().enumerate() {
-        cards.push(Box::new(open_disk(i, disk, spec.cpus)?));
+        cards.push(Box::new(open_disk(i, disk, spec.cpus, jail)?));
+    }
+    for share in &spec.shares {
+        cards.push(Box::new(serve(share, jail)?));
     }
     if spec.rng {
         cards.push(Box::new(VirtioRng::new(Box::new(host_entropy))));
@@ -33,6 +44,13 @@ pub fn modules(spec: &MachineSpec) -> Vec<String> {
     if !spec.disks.is_empty() {
         modules.push("virtio_blk");
     }
+    let by = |protocol| spec.shares.iter().any(|s| s.protocol == protocol);
+    if by(ShareProtocol::Fs) {
+        modules.push("virtiofs");
+    }
+    if by(ShareProtocol::NineP) {
+        modules.extend(["9p", "9pnet_virtio"]);
+    }
     if spec.vsock.is_some() {
         modules.push("vmw_vsock_virtio_transport");
     }
@@ -49,7 +67,7 @@ pub fn modules(spec: &MachineSpec) -> Vec<String> {
 
 /// Opens a disk image, with a queue for each of up to four CPUs unless it says how many. Failures
 /// of the host while the machine runs are told once for each kind.
-fn open_disk(index: usize, spec: &DiskSpec, cpus: u32) -> Result<VirtioBlock, Failure> {
+fn open_disk(index: usize, spec: &DiskSpec, cpus: u32, jail: bool) -> Result<VirtioBlock, Failure> {
     let name = spec.file.display().to_string();
     let told =
         move |e: &io::Error| eprintln!("\nmimeo: the disk {name}: {e}; the guest sees I/O errors");
@@ -60,11 +78,43 @@ fn open_disk(index: usize, spec: &DiskSpec, cpus: u32) -> Result<VirtioBlock, Fa
         snapshot: spec.snapshot,
     };
     let disk = OpenDisk::open(&options, Box::new(told)).map_err(Failure::usage)?;
-    let disk = disk.start().map_err(Failure::host)?;
+    let first = move || {
+        if jail {
+            // What the host cannot do about it is said once, for the main thread.
+            let _ = mimeo_jail::restrict_files(&[]);
+        }
+    };
+    let disk = disk.start(Arc::new(first)).map_err(Failure::host)?;
     let serial = spec
         .serial
         .clone()
         .unwrap_or_else(|| format!("disk{index}"));
     let queues = spec.queues.unwrap_or(cpus.clamp(1, 4) as u16);
     Ok(VirtioBlock::new(disk, &serial, queues))
+}
+
+/// Serves a folder of the host's on a thread that reaches nothing else.
+fn serve(spec: &ShareSpec, jail: bool) -> Result<VirtioShare, Failure> {
+    let tree = Tree::open(&spec.dir, spec.ro).map_err(Failure::usage)?;
+    let folder = tree.fd().try_clone_to_owned();
+    let folder = folder.map_err(|e| Failure::host(anyhow!("no file descriptor is left: {e}")))?;
+    let read_only = spec.ro;
+    let first = move || {
+        let fd = folder.as_fd();
+        if jail {
+            // As for disks.
+            let _ = mimeo_jail::restrict_files(&[Folder { fd, read_only }]);
+        }
+    };
+    let server: Box<dyn MessageServer> = match spec.protocol {
+        ShareProtocol::Fs => Box::new(Fuse::new(tree).map_err(Failure::usage)?),
+        ShareProtocol::NineP => Box::new(NineP::new(tree)),
+    };
+    let thread = ServerThread::start("share", server, first)
+        .map_err(|e| Failure::host(anyhow!("cannot start a thread for a shared folder: {e}")))?;
+    let (tag, thread) = (&spec.tag, Arc::new(thread));
+    Ok(match spec.protocol {
+        ShareProtocol::Fs => VirtioShare::fs(tag, thread),
+        ShareProtocol::NineP => VirtioShare::nine_p(tag, thread),
+    })
 }

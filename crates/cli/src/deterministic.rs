@@ -37,7 +37,7 @@ fn record(args: &RunArgs, boot: OpenBoot, path: &Path) -> Result<Finished, Failu
     let serial = host::serial(&args.serial, switch)?;
     let input = HeldInput::new(serial.link());
     let time = Arc::new(VirtualTime::default());
-    let machine = build(&args.machine, time.clone(), Arc::new(input.clone()))?;
+    let machine = build(&args.machine, time.clone(), Arc::new(input.clone()), false)?;
     notes(&machine);
     let deadline = args.timeout.map(|t| Instant::now() + t);
     let loader = boot.into_loader();
@@ -50,6 +50,6 @@ fn replay(args: &RunArgs, boot: OpenBoot, path: &Path) -> Result<Finished, Failu
         .with_context(|| format!("cannot read the log {}", path.display()))
         .map_err(Failure::Usage)?;
     let time = Arc::new(VirtualTime::default());
-    let machine = build(&args.machine, time, Arc::new(NullStream))?;
+    let machine = build(&args.machine, time, Arc::new(NullStream), false)?;
     deterministic::replay(&machine, boot.into_loader(), file).map_err(vm_failure)
 }

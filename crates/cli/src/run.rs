@@ -7,7 +7,7 @@ use crate::status::{Failure, Status};
 use crate::{cards, deterministic, guest};
 use anyhow::anyhow;
 use mimeo_bus::{NullStream, StreamHost};
-use mimeo_jail::JailError;
+use mimeo_jail::{Calls, JailError};
 use mimeo_machines::MachineSpec;
 use mimeo_machines::machine::{self, BuildError, Machine, MachineHost};
 use mimeo_machines::time::MachineTime;
@@ -27,6 +27,7 @@ fn spec(args: &MachineArgs) -> MachineSpec {
         transport: args.transport,
         rng: args.rng,
         disks: args.disks.clone(),
+        shares: args.shares.clone(),
         vsock: match &args.vsock {
             Some(VsockArg::On(spec)) => Some(spec.clone()),
             Some(VsockArg::Off) | None => None,
@@ -35,17 +36,19 @@ fn spec(args: &MachineArgs) -> MachineSpec {
     }
 }
 
-/// Builds the machine; says which kind of failure it is when that fails.
+/// Builds the machine; says which kind of failure it is when that fails. With `jail`, its threads
+/// are caged as far as each can be on its own.
 pub fn build(
     args: &MachineArgs,
     time: Arc<dyn MachineTime>,
     serial: Arc<dyn StreamHost>,
+    jail: bool,
 ) -> Result<Machine, Failure> {
     let spec = spec(args);
     let host = MachineHost {
         time,
         serial,
-        cards: cards::insert(&spec)?,
+        cards: cards::insert(&spec, jail)?,
     };
     machine::build(spec, host).map_err(|e| match e {
         BuildError::Spec(_) | BuildError::Cpu(_) | BuildError::Engine(_) => Failure::usage(e),
@@ -78,7 +81,7 @@ fn boot(args: &RunArgs) -> Result<Boot, Failure> {
 
 /// Prints the manifest of the machine that the flags describe.
 pub fn manifest(args: &MachineArgs) -> Result<Status, Failure> {
-    let machine = build(args, host::time()?, Arc::new(NullStream))?;
+    let machine = build(args, host::time()?, Arc::new(NullStream), false)?;
     print!("{}", machine.board.manifest());
     Ok(Status::Done)
 }
@@ -89,23 +92,23 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
     spec(&args.machine).validate().map_err(Failure::usage)?;
     let boot = boot(&args)?.open(args.deterministic())?;
     if args.deterministic() {
-        if !args.machine.disks.is_empty() {
+        if !args.machine.disks.is_empty() || !args.machine.shares.is_empty() {
             return Err(Failure::usage(anyhow!(
-                "disks cannot be recorded or replayed yet: their requests end at the host's pace; leave out --disk"
+                "disks and shared folders cannot be recorded or replayed yet: their requests end at the host's pace; leave out --disk and --share"
             )));
         }
         return deterministic::run(&args, boot);
     }
     let switch = StopSwitch::default();
     let serial = host::serial(&args.serial, switch.clone())?;
-    let machine = build(&args.machine, host::time()?, serial.link())?;
+    let machine = build(&args.machine, host::time()?, serial.link(), !args.no_jail)?;
     notes(&machine);
     if host::interactive(&args.serial) {
         eprintln!("mimeo: {}; Ctrl-A x ends the machine", boot.description());
     }
     let deadline = args.timeout.map(|t| Instant::now() + t);
     if !args.no_jail {
-        say(mimeo_jail::restrict_files());
+        say(mimeo_jail::restrict_files(&[]));
     }
     let on_reset = if args.no_reboot {
         OnReset::Exit
@@ -116,7 +119,8 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
     let handle = vm.handle();
     switch.connect(move || handle.stop());
     if !args.no_jail {
-        say(mimeo_jail::restrict_calls());
+        let folders = !args.machine.shares.is_empty();
+        say(mimeo_jail::restrict_calls(Calls { folders }));
     }
     vm.start().map_err(Failure::host)?;
     let outcome = vm.run(deadline);

@@ -68,6 +68,36 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrandom,
 ];
 
+/// What a file server calls besides. Where they lead is Landlock's affair: the threads that serve
+/// no folder reach none.
+const FOLDERS: &[libc::c_long] = &[
+    libc::SYS_openat2,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_fstatfs,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_fchmod,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_syncfs,
+    libc::SYS_copy_file_range,
+];
+
+/// What a machine needs beyond an ordinary one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Calls {
+    /// It serves folders of the host's.
+    pub folders: bool,
+}
+
 /// Calls that no running monitor makes by mistake: whoever makes them is not us.
 const DEADLY: &[libc::c_long] = &[
     libc::SYS_execve,
@@ -107,7 +137,7 @@ fn no_writable_code(index: u8) -> Result<Vec<SeccompRule>, BackendError> {
         .collect()
 }
 
-fn allow_list() -> Result<BpfProgram, BackendError> {
+fn allow_list(calls: Calls) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|&n| (n, Vec::new())).collect();
     rules.insert(libc::SYS_mmap, no_writable_code(2)?);
@@ -121,8 +151,13 @@ fn allow_list() -> Result<BpfProgram, BackendError> {
         libc::FIONREAD,
     ];
     rules.insert(libc::SYS_ioctl, one_of(1, &terminal)?);
-    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD];
-    rules.insert(libc::SYS_fcntl, one_of(1, &fcntl.map(|c| c as u64))?);
+    let mut fcntl = vec![libc::F_GETFL, libc::F_SETFL, libc::F_GETFD];
+    if calls.folders {
+        rules.extend(FOLDERS.iter().map(|&n| (n, Vec::new())));
+        fcntl.push(libc::F_DUPFD_CLOEXEC);
+    }
+    let fcntl: Vec<u64> = fcntl.into_iter().map(|c| c as u64).collect();
+    rules.insert(libc::SYS_fcntl, one_of(1, &fcntl)?);
     // Kicking our own threads out of guest code.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, one_of(0, &[own])?);
@@ -148,16 +183,16 @@ fn deny_list() -> Result<BpfProgram, BackendError> {
     .try_into()
 }
 
-/// Limits every thread of the process to the calls of a running monitor; sets `no_new_privs`.
+/// Limits every thread of the process to the calls of a running monitor and to `calls`; sets `no_new_privs`.
 /// No thread can be started afterwards.
 ///
 /// # Errors
 /// [`JailError::Seccomp`].
-pub fn restrict_calls() -> Result<(), JailError> {
+pub fn restrict_calls(calls: Calls) -> Result<(), JailError> {
     let build =
         |r: Result<BpfProgram, BackendError>| r.map_err(|e| JailError::Seccomp(e.to_string()));
     // The deny list first: installing a filter needs calls that the allow-list has not got.
-    for program in [build(deny_list())?, build(allow_list())?] {
+    for program in [build(deny_list())?, build(allow_list(calls))?] {
         apply_filter_all_threads(&program).map_err(|e| JailError::Seccomp(e.to_string()))?;
     }
     Ok(())

@@ -2,7 +2,7 @@
 //! itself in a process that can do next to nothing.
 //!
 //! - [`restrict_files`]: Landlock; the calling thread and the threads it starts afterwards can no
-//!   longer reach the file system, nor connect or bind TCP sockets, nor signal other processes.
+//!   longer reach the file system (except for shared folders, where they are told so), nor connect or bind TCP sockets, nor signal other processes.
 //! - [`restrict_calls`]: `no_new_privs` and a seccomp allow-list for all threads of the process.
 //!   What is not on the list fails with EPERM; starting programs, tracing and the like end the
 //!   process.
@@ -13,8 +13,8 @@
 mod calls;
 mod files;
 
-pub use calls::restrict_calls;
-pub use files::restrict_files;
+pub use calls::{Calls, restrict_calls};
+pub use files::{Folder, restrict_files};
 
 /// A wall that could not be put up.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,9 @@
 //! The jail seen from inside, in a child process: what it must stop and what it must let through.
 
+use mimeo_jail::{Calls, Folder};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::sync::mpsc;
@@ -51,11 +53,11 @@ fn play_caged() {
         tell.send(File::open("/etc/passwd").map(|_| ()).map_err(|e| e.kind()))
             .unwrap();
     });
-    if let Err(e) = mimeo_jail::restrict_files() {
+    if let Err(e) = mimeo_jail::restrict_files(&[]) {
         println!("{e}");
     }
     assert!(File::open("/etc/passwd").is_err() || !landlock_here());
-    mimeo_jail::restrict_calls().unwrap();
+    mimeo_jail::restrict_calls(Calls::default()).unwrap();
 
     let denied = Some(ErrorKind::PermissionDenied);
     assert_eq!(File::open("/etc/passwd").err().map(|e| e.kind()), denied);
@@ -98,10 +100,65 @@ fn caged() {
 #[test]
 fn starting_a_program_is_deadly() {
     if role().is_some() {
-        mimeo_jail::restrict_calls().unwrap();
+        mimeo_jail::restrict_calls(Calls::default()).unwrap();
         let _ = std::os::unix::process::CommandExt::exec(&mut Command::new("/bin/true"));
         std::process::exit(0);
     }
     let status = child("starting_a_program_is_deadly", "inner");
     assert_eq!(status.signal(), Some(31), "SIGSYS expected, got {status}");
+}
+
+/// A thread that serves a folder reaches that one, and no other thread does.
+fn play_serving() {
+    let dir = std::env::temp_dir().join(format!("mimeo-jail-dir-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("a"), "inside").unwrap();
+    let (tell, told) = mpsc::channel();
+    let (ask, asked) = mpsc::channel::<()>();
+    let place = dir.clone();
+    let server = std::thread::spawn(move || {
+        let folder = File::open(&place).unwrap();
+        let shared = Folder {
+            fd: folder.as_fd(),
+            read_only: false,
+        };
+        let caged = mimeo_jail::restrict_files(&[shared]).is_ok();
+        tell.send(caged).unwrap();
+        asked.recv().unwrap();
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE;
+        let open = |at: &str| {
+            let (mode, how) = (rustix::fs::Mode::RUSR, rustix::fs::ResolveFlags::empty());
+            rustix::fs::openat2(&folder, at, flags, mode, how).is_ok()
+        };
+        assert!(open("a") && open("new"));
+        assert!(!caged || !open("../mimeo-jail-outside"));
+    });
+    let caged = told.recv().unwrap();
+    let _ = mimeo_jail::restrict_files(&[]);
+    mimeo_jail::restrict_calls(Calls { folders: true }).unwrap();
+    ask.send(()).unwrap();
+    server.join().unwrap();
+    let how = rustix::fs::ResolveFlags::empty();
+    let (flags, mode) = (rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let opened = rustix::fs::openat2(rustix::fs::CWD, dir.join("a"), flags, mode, how);
+    assert!(opened.is_err() || !caged);
+}
+
+#[test]
+fn a_server_reaches_its_folder_only() {
+    if role().is_some() {
+        play_serving();
+        return;
+    }
+    let status = child("a_server_reaches_its_folder_only", "inner");
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("mimeo-jail-dir-")
+        {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+    assert!(status.success());
 }

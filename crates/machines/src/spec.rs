@@ -1,8 +1,10 @@
 //! What a machine is to be: serialisable, validated before anything is built.
 
 mod disk;
+mod share;
 
 pub use disk::{DiskFormat, DiskSpec};
+pub use share::{ShareProtocol, ShareSpec};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -132,6 +134,8 @@ pub struct MachineSpec {
     pub rng: bool,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// Folders of the host's.
+    pub shares: Vec<ShareSpec>,
     /// A socket device (virtio-vsock).
     pub vsock: Option<VsockSpec>,
     /// What a triple fault does.
@@ -150,6 +154,7 @@ impl Default for MachineSpec {
             transport: Transport::default(),
             rng: true,
             disks: Vec::new(),
+            shares: Vec::new(),
             vsock: None,
             on_triple_fault: OnTripleFault::default(),
         }
@@ -182,6 +187,14 @@ pub enum SpecError {
         "`{0}` is not a socket device: write cid=N,path=SOCKET with a number from 3 to 4294967294, or off"
     )]
     Vsock(String),
+    /// Not a shared folder.
+    #[error(
+        "`{0}` is not a shared folder: write HOSTDIR:TAG[:ro][,fs|,9p] with a tag of 1 to 36 bytes, such as .:here"
+    )]
+    Share(String),
+    /// The same tag twice.
+    #[error("two shared folders have the tag {0}: give each its own")]
+    Tag(String),
     /// The same optional device twice.
     #[error("the device {0} was given twice: once is enough")]
     Twice(String),
@@ -201,6 +214,12 @@ impl MachineSpec {
             return Err(SpecError::Memory(self.memory));
         }
         self.disks.iter().try_for_each(DiskSpec::validate)?;
+        for (i, share) in self.shares.iter().enumerate() {
+            share.validate()?;
+            if self.shares[..i].iter().any(|s| s.tag == share.tag) {
+                return Err(SpecError::Tag(share.tag.clone()));
+            }
+        }
         for (i, d) in self.devices.iter().enumerate() {
             if self.devices[..i].contains(d) {
                 return Err(SpecError::Twice(d.to_string()));

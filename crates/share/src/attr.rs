@@ -1,11 +1,9 @@
 //! Attributes: Tgetattr, Tsetattr, qids.
 
-use crate::tree::guest_mode;
+use crate::change::{Changes, Time};
 use crate::wire::{Fields, Reply};
 use crate::{Node, Tree};
-use rustix::fs::{
-    AtFlags, FileType, Gid, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
-};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 /// Fields that a getattr reply carries: everything up to blocks.
@@ -62,65 +60,28 @@ const ATIME_SET: u32 = 0x80;
 const MTIME_SET: u32 = 0x100;
 
 pub(crate) fn setattr(tree: &Tree, node: &Node, f: &mut Fields<'_>) -> Result<(), Errno> {
-    tree.writable()?;
     let valid = f.u32()?;
     let (mode, uid, gid, size) = (f.u32()?, f.u32()?, f.u32()?, f.u64()?);
-    let mut time = |set: u32, explicit: u32| -> Result<Timespec, Errno> {
+    let mut time = |set: u32, explicit: u32| -> Result<Time, Errno> {
         let (sec, nsec) = (f.u64()?, f.u64()?);
         Ok(if valid & set == 0 {
-            Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_OMIT,
-            }
+            Time::Omit
         } else if valid & explicit == 0 {
-            Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_NOW,
-            }
+            Time::Now
         } else {
-            let nsec = i64::try_from(nsec)
-                .ok()
-                .filter(|n| *n < 1_000_000_000)
-                .ok_or(Errno::INVAL)?;
-            Timespec {
-                tv_sec: sec as i64,
-                tv_nsec: nsec,
-            }
+            let nsec = u32::try_from(nsec).map_err(|_| Errno::INVAL)?;
+            Time::At(sec.cast_signed(), nsec)
         })
     };
-    let times = Timestamps {
-        last_access: time(ATIME, ATIME_SET)?,
-        last_modification: time(MTIME, MTIME_SET)?,
+    let changes = Changes {
+        mode: (valid & MODE != 0).then_some(mode),
+        uid: (valid & UID != 0).then_some(uid),
+        gid: (valid & GID != 0).then_some(gid),
+        size: (valid & SIZE != 0).then_some(size),
+        accessed: time(ATIME, ATIME_SET)?,
+        modified: time(MTIME, MTIME_SET)?,
     };
-    let kind = FileType::from_raw_mode(node.stat()?.st_mode);
-    if valid & (UID | GID) != 0 {
-        let owner = (valid & UID != 0 && uid != u32::MAX).then(|| Uid::from_raw(uid));
-        let group = (valid & GID != 0 && gid != u32::MAX).then(|| Gid::from_raw(gid));
-        rustix::fs::chownat(node.fd(), "", owner, group, AtFlags::EMPTY_PATH)?;
-    }
-    if valid & MODE != 0 {
-        // chmod of a link's own mode does not exist on Linux; a special file is not opened.
-        if !matches!(kind, FileType::RegularFile | FileType::Directory) {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let fd = tree
-            .open_node(node, OFlags::RDONLY)
-            .or_else(|_| tree.open_node(node, OFlags::WRONLY))?;
-        rustix::fs::fchmod(&fd, guest_mode(mode))?;
-    }
-    if valid & SIZE != 0 {
-        let fd = tree.open_node(node, OFlags::WRONLY)?;
-        rustix::fs::ftruncate(&fd, size)?;
-    }
-    if valid & (ATIME | MTIME) != 0 {
-        rustix::fs::utimensat(
-            node.fd(),
-            "",
-            &times,
-            AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-    }
-    Ok(())
+    tree.change(node, None, &changes)
 }
 
 pub(crate) fn statfs(node: &Node, reply: &mut Reply) -> Result<(), Errno> {

@@ -6,8 +6,9 @@ use crate::attr::{getattr, qid, setattr, statfs};
 use crate::tree::as_bytes;
 use crate::wire::{Fields, Reply};
 use crate::{Node, Tree, dir};
+use mimeo_bus::MessageServer;
 use rustix::fd::OwnedFd;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 
@@ -35,7 +36,7 @@ pub struct NineP {
 }
 
 /// Linux's open flags as 9P2000.L carries them (the x86 numbers), the harmless ones only.
-fn open_flags(bits: u32) -> OFlags {
+pub(crate) fn open_flags(bits: u32) -> OFlags {
     let mut flags = match bits & 3 {
         0 => OFlags::RDONLY,
         1 => OFlags::WRONLY,
@@ -292,7 +293,7 @@ impl NineP {
 
     /// Renames and tells every fid below the old name where it is now.
     fn move_name(&mut self, from: &Node, old: &[u8], to: &Node, new: &[u8]) -> Result<(), Errno> {
-        self.tree.rename(from, old, to, new)?;
+        self.tree.rename(from, old, to, new, RenameFlags::empty())?;
         let (old, new) = (Tree::child_path(from, old), Tree::child_path(to, new));
         for fid in self.fids.values_mut() {
             Tree::moved(&mut fid.node, &old, &new);
@@ -371,5 +372,31 @@ impl NineP {
         r.u32(process);
         r.string(client);
         Ok(())
+    }
+}
+
+impl MessageServer for NineP {
+    /// A reply that does not fit into `room` becomes an error; without room for that, nothing comes.
+    fn handle(&mut self, request: &[u8], room: usize) -> Vec<u8> {
+        let reply = NineP::handle(self, request);
+        if reply.len() <= room {
+            return reply;
+        }
+        let tag = request
+            .get(5..7)
+            .map_or(0xffff, |t| u16::from_le_bytes([t[0], t[1]]));
+        let mut error = Reply::start(RLERROR, tag);
+        error.u32(Errno::MSGSIZE.raw_os_error().unsigned_abs());
+        let error = error.finish();
+        if error.len() <= room {
+            error
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn reset(&mut self) {
+        self.fids.clear();
+        self.msize = MAX_MSIZE;
     }
 }

@@ -1,7 +1,7 @@
 //! A folder that nothing leads out of.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +50,11 @@ impl Node {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The path by which it was reached, from the root.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Attributes of the node itself (a link's own, not its target's).
@@ -130,7 +135,19 @@ impl Tree {
         }
     }
 
-    fn node(&self, path: PathBuf) -> Result<Node, Errno> {
+    /// The folder's descriptor (`O_PATH`), for rules about it.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Everything that was written is on the medium when this returns.
+    pub(crate) fn sync(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(self.open_node(&self.root_node()?, OFlags::RDONLY)?)
+    }
+
+    /// What is at `path`, from the root.
+    pub(crate) fn node(&self, path: PathBuf) -> Result<Node, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat2(
             &self.root,
@@ -232,16 +249,20 @@ impl Tree {
     ) -> Result<(Node, OwnedFd), Errno> {
         self.writable()?;
         let name = as_path(plain_name(name)?);
-        let open = flags | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = (flags | OFlags::CREATE | OFlags::EXCL) - OFlags::TRUNC;
+        let open = open | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-        let fd = rustix::fs::openat2(&dir.fd, name, open, guest_mode(mode), resolve)?;
-        let made = rustix::fs::fstat(&fd)?;
-        if FileType::from_raw_mode(made.st_mode) != FileType::RegularFile {
-            return Err(Errno::PERM);
+        match rustix::fs::openat2(&dir.fd, name, open, guest_mode(mode), resolve) {
+            Ok(fd) => Ok((self.step(dir, as_bytes(name))?, fd)),
+            // What is there already is opened as everything that is there: nothing special is.
+            Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => {
+                let node = self.step(dir, as_bytes(name))?;
+                let fd = self.open_node(&node, flags)?;
+                Ok((node, fd))
+            }
+            Err(e) => Err(e),
         }
-        let node = self.step(dir, as_bytes(name))?;
-        Ok((node, fd))
     }
 
     /// Creates a folder.
@@ -304,14 +325,24 @@ impl Tree {
         Ok(())
     }
 
-    /// Renames; an existing target is replaced as rename(2) does.
+    /// Renames; an existing target is replaced as rename(2) does, unless `flags` say otherwise.
     ///
     /// # Errors
     /// EROFS and the system's.
-    pub fn rename(&self, from: &Node, old: &[u8], to: &Node, new: &[u8]) -> Result<(), Errno> {
+    pub fn rename(
+        &self,
+        from: &Node,
+        old: &[u8],
+        to: &Node,
+        new: &[u8],
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
         self.writable()?;
         let (old, new) = (as_path(plain_name(old)?), as_path(plain_name(new)?));
-        rustix::fs::renameat(&from.fd, old, &to.fd, new)
+        if flags.is_empty() {
+            return rustix::fs::renameat(&from.fd, old, &to.fd, new);
+        }
+        rustix::fs::renameat_with(&from.fd, old, &to.fd, new, flags)
     }
 
     /// Removes a name.
@@ -350,17 +381,22 @@ impl Tree {
     /// Tells a node that it (or a folder above it) has moved from `old` to `new`.
     pub(crate) fn moved(node: &mut Node, old: &Path, new: &Path) {
         if let Ok(rest) = node.path.strip_prefix(old) {
-            node.path = if rest.as_os_str().is_empty() {
-                new.to_owned()
-            } else {
-                new.join(rest)
-            };
+            node.path = joined(new, rest);
         }
     }
 
     /// The path of `name` in `dir`, as nodes remember it.
     pub(crate) fn child_path(dir: &Node, name: &[u8]) -> PathBuf {
         dir.path.join(as_path(name))
+    }
+}
+
+/// `rest` below `base`; `base` itself when there is no rest (a join would end it with a slash).
+pub(crate) fn joined(base: &Path, rest: &Path) -> PathBuf {
+    if rest.as_os_str().is_empty() {
+        base.to_owned()
+    } else {
+        base.join(rest)
     }
 }
 

@@ -229,12 +229,16 @@ impl OpenDisk {
         })
     }
 
-    /// Starts the threads.
+    /// Starts the threads, each of which does `first` (cages itself) before anything else.
     ///
     /// # Errors
     /// [`DiskError::Open`] when the host gives none.
-    pub fn start(self) -> Result<Arc<dyn BlockBackend>, DiskError> {
-        let pool = Pool::new(THREADS, &self.work).map_err(|e| DiskError::open(&self.path, e))?;
+    pub fn start(
+        self,
+        first: Arc<dyn Fn() + Send + Sync>,
+    ) -> Result<Arc<dyn BlockBackend>, DiskError> {
+        let pool =
+            Pool::new(THREADS, &self.work, &first).map_err(|e| DiskError::open(&self.path, e))?;
         Ok(Arc::new(Disk {
             pool,
             capacity: self.capacity,

@@ -45,7 +45,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(threads: usize, work: &Arc<dyn Work>) -> io::Result<Self> {
+    /// Each thread does `first` before anything else.
+    pub(super) fn new(
+        threads: usize,
+        work: &Arc<dyn Work>,
+        first: &Arc<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -55,10 +60,11 @@ impl Pool {
             threads: Vec::new(),
         };
         for i in 0..threads.max(1) {
-            let (shared, work) = (shared.clone(), work.clone());
+            let (shared, work, first) = (shared.clone(), work.clone(), first.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("disk-{i}"))
                 .spawn(move || {
+                    first();
                     while let Some(request) = shared.next() {
                         let result = work.run(&request);
                         request.done.finish(result);

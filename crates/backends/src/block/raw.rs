@@ -203,7 +203,10 @@ mod tests {
             read_only: false,
             snapshot: false,
         };
-        let disk = OpenDisk::open(&options, hook).unwrap().start().unwrap();
+        let disk = OpenDisk::open(&options, hook)
+            .unwrap()
+            .start(Arc::new(|| ()))
+            .unwrap();
         let memory = Arc::new(GuestMemory::ram(8192).unwrap());
         File::options()
             .write(true)

@@ -53,7 +53,7 @@ pub(super) fn open(
         read_only,
         snapshot,
     };
-    OpenDisk::open(&options, Box::new(|_| {}))?.start()
+    OpenDisk::open(&options, Box::new(|_| {}))?.start(Arc::new(|| ()))
 }
 
 /// The error that opening ends with.

@@ -27,6 +27,7 @@ pub mod block;
 pub mod console;
 pub mod net;
 pub mod rng;
+pub mod share;
 pub mod vsock;
 
 pub use core::{DeviceV1, QueueV1, VirtioCore, VirtioV1};
