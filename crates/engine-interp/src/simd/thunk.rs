@@ -32,11 +32,11 @@ pub(super) struct Aux {
     pub(super) rcx: u64,
     /// RDX, when implicit.
     pub(super) rdx: u64,
-    /// MXCSR to execute with: every exception masked.
+    /// MXCSR to execute with: every exception masked; flags that are set already are the guest's.
     pub(super) mxcsr_in: u32,
     /// MXCSR afterwards.
     pub(super) mxcsr_out: u32,
-    /// MXCSR of the monitor's own code, restored by the thunk.
+    /// MXCSR for the monitor's own code, left by the thunk: [`HOST_MXCSR`], with any flags.
     pub(super) mxcsr_host: u32,
 }
 

@@ -3,30 +3,32 @@
 use super::native::{self, Operands, Place, Vector};
 use super::thunk::{Aux, HOST_MXCSR};
 use super::{Kind, Native, check, memory, mmx, native_of, register_of, vex};
-use crate::{Access, Cpu, Exec, Handler, Op};
+use crate::{Access, Cpu, Exec, Handler, Op, Trap};
 use mimeo_arch_x86::RFlags;
 use mimeo_isa_x86::form::{Access as Use, gpr};
 use mimeo_isa_x86::{Form, Unit};
 use mimeo_vcpu::CpuIo;
 
-/// MXCSR: every exception masked, flags clear; what is left is rounding, FTZ and DAZ.
+// MXCSR: the masks of all exceptions; rounding, FTZ and DAZ; the exceptions' flags.
 const MASKED: u32 = 0x1f80;
 const CONTROL: u32 = 0xe040;
+const FLAGS: u32 = 0x3f;
 const FTZ: u32 = 1 << 15;
 const UNDERFLOW: u32 = 1 << 4;
 const UNDERFLOW_MASK: u32 = 1 << 11;
 
 /// The handler for a form.
 pub(super) fn handler(form: &Form) -> Handler {
-    let plain = !form.mxcsr
-        && form.flags.changed() == 0
-        && form.gpr_read | form.gpr_written == 0
+    let explicit = form.gpr_read | form.gpr_written == 0
         && !form.xmm0_read
         && !form.xmm0_written
         && form.mem.access != Use::Write;
+    let quiet = !form.mxcsr && form.flags.changed() == 0;
     match form.unit {
-        Unit::Sse if plain => simple::<false>,
-        Unit::Avx if plain => simple::<true>,
+        Unit::Sse if explicit && quiet => simple::<false>,
+        Unit::Avx if explicit && quiet => simple::<true>,
+        Unit::Sse if explicit && form.mxcsr => masked::<false>,
+        Unit::Avx if explicit && form.mxcsr => masked::<true>,
         _ => general,
     }
 }
@@ -47,6 +49,36 @@ fn places(op: &Op, t: &Native) -> [Place; 4] {
 
 /// Registers and perhaps a loaded memory operand; no flags, no exceptions.
 fn simple<const VEX: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
+    in_place::<VEX>(cpu, op, io, &mut Aux::default())?;
+    Ok(())
+}
+
+/// Arithmetic while every SIMD exception is masked: nothing can fault behind the operation, so that
+/// the result goes to its register at once.
+fn masked<const VEX: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
+    let (mxcsr_in, mxcsr_host) = control(cpu.state.fp.mxcsr);
+    if cpu.state.fp.mxcsr & MASKED != MASKED {
+        return general(cpu, op, io);
+    }
+    let mut aux = Aux {
+        mxcsr_in,
+        mxcsr_host,
+        ..Aux::default()
+    };
+    let form = in_place::<VEX>(cpu, op, io, &mut aux)?;
+    cpu.state.fp.mxcsr |= aux.mxcsr_out & FLAGS;
+    aux_out(cpu, form, &aux);
+    Ok(())
+}
+
+/// Runs a thunk on the registers themselves and a copy of the memory operand; gives the form.
+#[inline(always)]
+fn in_place<const VEX: bool>(
+    cpu: &mut Cpu,
+    op: &Op,
+    io: &mut dyn CpuIo,
+    aux: &mut Aux,
+) -> Result<&'static Form, Trap> {
     if VEX {
         check::avx(cpu)?;
     } else {
@@ -60,9 +92,32 @@ fn simple<const VEX: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
         memory::load(cpu, op.seg, linear, usize::from(m.size), &mut buffer, io)?;
     }
     let mut staged = Vector::default();
-    let mut aux = Aux::default();
-    run(cpu, &t, places(op, &t), &mut buffer, &mut staged, &mut aux);
-    Ok(())
+    run(cpu, &t, places(op, &t), &mut buffer, &mut staged, aux);
+    Ok(t.form)
+}
+
+/// MXCSR to execute with, and the one to leave to the monitor's own code.
+///
+/// Changing MXCSR costs a host CPU some 10 ns each time; loading the value that it has, nothing. So
+/// where the guest's control bits are those that the ABI wants, its sticky flags stay behind (they
+/// belong to nobody there: System V ABI, 3.2.3), and neither load changes anything.
+#[inline(always)]
+fn control(guest: u32) -> (u32, u32) {
+    if guest & MASKED == MASKED {
+        let all = guest & (MASKED | CONTROL | FLAGS);
+        let host = if guest & CONTROL == 0 {
+            all
+        } else {
+            HOST_MXCSR
+        };
+        return (all, host);
+    }
+    let mut bits = guest & CONTROL | MASKED;
+    if guest & UNDERFLOW_MASK == 0 {
+        // Flush-to-zero has no effect while underflow is unmasked (SDM vol. 1, 10.2.3.3).
+        bits &= !FTZ;
+    }
+    (bits, HOST_MXCSR)
 }
 
 fn run(
@@ -114,7 +169,7 @@ fn general(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     }
     run(cpu, &t, places, &mut buffer, &mut staged, &mut aux);
     if form.mxcsr {
-        let mut raised = aux.mxcsr_out & 0x3f;
+        let mut raised = aux.mxcsr_out & FLAGS;
         if cpu.state.fp.mxcsr & UNDERFLOW_MASK == 0 {
             raised |= exact_underflow(form, &staged, &buffer, store_at.is_some());
         }
@@ -138,11 +193,7 @@ fn general(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
 
 fn aux_in(cpu: &Cpu, form: &Form) -> Aux {
     let s = &cpu.state;
-    let mut mxcsr = s.fp.mxcsr & CONTROL | MASKED;
-    if s.fp.mxcsr & UNDERFLOW_MASK == 0 {
-        // Flush-to-zero has no effect while underflow is unmasked (SDM vol. 1, 10.2.3.3).
-        mxcsr &= !FTZ;
-    }
+    let (mxcsr_in, mxcsr_host) = control(s.fp.mxcsr);
     Aux {
         xmm0: s.fp.ymm[0],
         flags: 0,
@@ -157,9 +208,9 @@ fn aux_in(cpu: &Cpu, form: &Form) -> Aux {
         } else {
             0
         },
-        mxcsr_in: mxcsr,
+        mxcsr_in,
         mxcsr_out: 0,
-        mxcsr_host: HOST_MXCSR,
+        mxcsr_host,
     }
 }
 

@@ -21,6 +21,8 @@ const FIXED: usize = 576;
 const MAX: usize = 4096;
 const COMPACT: u64 = 1 << 63;
 const MXCSR_INIT: u32 = 0x1f80;
+/// Components of the legacy region, before the header.
+const LEGACY: u64 = xcr0::X87 | xcr0::SSE;
 /// Components that follow the header.
 const EXTENDED: [u32; 2] = [2, 9];
 
@@ -113,7 +115,19 @@ fn save<const KIND: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn C
         .filter_map(|c| offset(cpu, *c, compact))
         .map(|(at, size)| at + size)
         .fold(FIXED, usize::max);
-    cpu.probe(op.seg, linear, end, Access::Write)?;
+    let mxcsr = if KIND == COMPACTED {
+        written & xcr0::SSE
+    } else {
+        wanted & (xcr0::SSE | xcr0::AVX)
+    };
+    // The legacy region is touched only if something of it is written.
+    let start = if written & LEGACY | mxcsr == 0 {
+        HEADER
+    } else {
+        0
+    };
+    let from = linear.wrapping_add(start as u64);
+    cpu.probe(op.seg, from, end - start, Access::Write)?;
     let mut header = [0; 16];
     cpu.read_bytes(op.seg, linear.wrapping_add(HEADER as u64), &mut header, io)?;
     let mut area = Area {
@@ -127,11 +141,6 @@ fn save<const KIND: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn C
         area.write(0, 24, io)?;
         area.write(32, 160, io)?;
     }
-    let mxcsr = if KIND == COMPACTED {
-        written & xcr0::SSE
-    } else {
-        wanted & (xcr0::SSE | xcr0::AVX)
-    };
     if mxcsr != 0 {
         fxsave::put_mxcsr(area.cpu, &mut area.bytes);
         area.write(24, 32, io)?;
@@ -221,13 +230,15 @@ fn restore<const WIDE: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec
     let linear = address(cpu, op, Access::Read)?;
     let wanted = requested(cpu) & cpu.state.xcr0;
     let mut bytes = [0; MAX];
-    cpu.read_bytes(op.seg, linear, &mut bytes[..FIXED], io)?;
-    let header = bytes[HEADER..FIXED]
-        .first_chunk::<64>()
-        .copied()
-        .unwrap_or([0; 64]);
+    let mut header = [0; FIXED - HEADER];
+    cpu.read_bytes(op.seg, linear.wrapping_add(HEADER as u64), &mut header, io)?;
     let (bv, compact) = check_header(cpu, &header)?;
     let loaded = wanted & bv;
+    // The legacy region is touched only if something of it is loaded.
+    let mxcsr_wanted = compact.is_none() && wanted & (xcr0::SSE | xcr0::AVX) != 0;
+    if loaded & LEGACY != 0 || mxcsr_wanted {
+        cpu.read_bytes(op.seg, linear, &mut bytes[..HEADER], io)?;
+    }
     for component in EXTENDED.iter().filter(|c| loaded >> **c & 1 != 0) {
         if let Some((at, size)) = offset(cpu, *component, compact) {
             let linear = linear.wrapping_add(at as u64);
@@ -237,7 +248,7 @@ fn restore<const WIDE: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec
     // MXCSR belongs to SSE and AVX in the standard format, whatever XSTATE_BV says; to SSE alone
     // in the compacted one (13.8.1 and 13.8.2).
     let mxcsr = match compact {
-        None if wanted & (xcr0::SSE | xcr0::AVX) != 0 => Some(get32(&bytes, 24)),
+        None if mxcsr_wanted => Some(get32(&bytes, 24)),
         Some(_) if loaded & xcr0::SSE != 0 => Some(get32(&bytes, 24)),
         Some(_) if wanted & xcr0::SSE != 0 => Some(MXCSR_INIT),
         _ => None,
