@@ -14,6 +14,8 @@ pub struct Registers {
     pub rip: u64,
     /// Flags.
     pub rflags: u64,
+    /// Bases of FS and GS; not 0 only where an operand is in that segment.
+    pub bases: [u64; 2],
 }
 
 /// What an instruction ended with.

@@ -72,6 +72,7 @@ struct Builder<'a> {
     /// Registers whose value is decided.
     fixed: u16,
     target: Option<u64>,
+    bases: [u64; 2],
 }
 
 impl<'a> Builder<'a> {
@@ -87,6 +88,7 @@ impl<'a> Builder<'a> {
             gpr,
             fixed: 0,
             target: None,
+            bases: [0; 2],
         }
     }
 
@@ -128,6 +130,7 @@ impl<'a> Builder<'a> {
                     gpr: self.gpr,
                     rip: START,
                     rflags: case::flags(self.r),
+                    bases: self.bases,
                 },
                 fp,
                 data,
@@ -324,6 +327,16 @@ impl<'a> Builder<'a> {
         }
         self.target = Some(target);
         let vsib = name.contains("vsib");
+        if self.bits == 64 && target < 1 << 46 {
+            if !vsib && self.r.chance(8) {
+                self.i.set_memory_base(Register::RIP);
+                // The encoder wants the address itself.
+                self.i.set_memory_displacement64(target);
+                self.i.set_memory_displ_size(8);
+                return;
+            }
+            target = target.wrapping_sub(self.override_segment(target));
+        }
         let narrow = self.bits == 32 || (!vsib && target < 1 << 31 && self.r.chance(15));
         let first = if narrow { Register::EAX } else { Register::RAX };
         let base = self.r.below(self.registers()) as u32;
@@ -370,6 +383,17 @@ impl<'a> Builder<'a> {
             _ if short => 1,
             _ => full,
         });
+    }
+
+    /// Sometimes puts the memory operand into FS or GS; gives the segment's base.
+    fn override_segment(&mut self, target: u64) -> u64 {
+        if !self.r.chance(8) {
+            return 0;
+        }
+        let n = self.r.below(2) as usize;
+        self.i.set_segment_prefix([Register::FS, Register::GS][n]);
+        self.bases[n] = self.r.below(target + 1);
+        self.bases[n]
     }
 
     /// Sets a register unless an operand's address depends on it.

@@ -123,6 +123,12 @@ impl Guest {
         } else {
             code(USER_CODE32, 32, 3)
         };
+        for (n, base) in [Seg::Fs, Seg::Gs]
+            .into_iter()
+            .zip(case.state.registers.bases)
+        {
+            state.seg[n as usize].base = base;
+        }
         self.cpu.set_state(state);
         let outcome = loop {
             match self.cpu.step(&mut NoIo).map_err(|e| fail(&e))? {
@@ -137,6 +143,7 @@ impl Guest {
             gpr: s.gpr,
             rip: s.rip,
             rflags: s.rflags.bits(),
+            bases: case.state.registers.bases,
         };
         if outcome != Outcome::Done {
             self.interrupted(&mut registers)?;

@@ -252,6 +252,7 @@ fn put_registers(regs: &mut libc::user_regs_struct, r: &Registers, bits: u32) {
     [regs.r12, regs.r13, regs.r14, regs.r15] = [g[12], g[13], g[14], g[15]];
     regs.rip = r.rip;
     regs.eflags = r.rflags;
+    [regs.fs_base, regs.gs_base] = r.bases;
     // The kernel's selectors for user code and data.
     regs.cs = if bits == 64 { 0x33 } else { 0x23 };
     (regs.ss, regs.ds, regs.es) = (0x2b, 0x2b, 0x2b);
@@ -265,6 +266,7 @@ fn take_registers(regs: &libc::user_regs_struct) -> Registers {
         ],
         rip: regs.rip,
         rflags: regs.eflags,
+        bases: [regs.fs_base, regs.gs_base],
     }
 }
 

@@ -5,7 +5,7 @@ use crate::guest::{Broken, Guest};
 use crate::host::Host;
 use crate::random::Random;
 use crate::{compare, exclude, generate};
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_isa_x86::{Form, forms};
 use mimeo_machines::host_cpu;
@@ -131,7 +131,11 @@ fn memory(i: &Instruction, case: &Case) -> String {
     let operand = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
     let linear = operand.and_then(|n| {
         i.virtual_address(n, 0, |r, _, _| {
-            Some(if r.is_gpr() {
+            Some(if r == Register::FS {
+                case.state.registers.bases[0]
+            } else if r == Register::GS {
+                case.state.registers.bases[1]
+            } else if r.is_gpr() {
                 let mask = if r.size() == 4 { 0xffff_ffff } else { u64::MAX };
                 gpr[r.number() & 15] & mask
             } else {
