@@ -189,6 +189,49 @@ TEST(lock_split_over_pages)
     hammer((void *)(TEST_VA + 4093), "split over pages");
 }
 
+/* Each CPU's share: both halves at once by a split LOCK, or one half by an aligned one. Where the halves
+ * are two pages, each is also reached through its own page. */
+static volatile u32 *volatile half[2];
+static void half_adds(u32 index)
+{
+    add(&ready);
+    while (!go)
+        pause();
+    volatile u32 *p = half[index];
+    for (int i = 0; i < ROUNDS; i++)
+        asm volatile("lock incl %0" : "+m"(*p) : : "cc");
+    add(&done);
+}
+static void mixed(u8 *boundary, volatile u32 *low, volatile u32 *high)
+{
+    volatile u64 *both = (volatile u64 *)(boundary - 4);
+    reset_shared();
+    half[0] = low;
+    half[1] = high;
+    *both = 0;
+    if (!up(1, half_adds) || !up(2, half_adds))
+        return;
+    WAIT(ready == 2);
+    go = 1;
+    for (int i = 0; i < ROUNDS; i++)
+        asm volatile("lock addq %1, %0" : "+m"(*both) : "r"((1ull << 32) + 1) : "cc");
+    WAIT(done == 2);
+    EXPECT_EQ(*low, 2 * ROUNDS);
+    EXPECT_EQ(*high, 2 * ROUNDS);
+}
+TEST(split_lock_against_aligned_over_cache_lines)
+{
+    mixed((u8 *)&shared[8], (volatile u32 *)&shared[8] - 1, (volatile u32 *)&shared[8]);
+}
+TEST(split_lock_against_aligned_over_pages)
+{
+    u8 *one = new_page(), *two = new_page();
+    /* The other order: never neighbours. */
+    map_page(TEST_VA, (word)two, P_P | P_W | P_U, 1);
+    map_page(TEST_VA + 4096, (word)one, P_P | P_W | P_U, 1);
+    mixed((u8 *)TEST_VA + 4096, (volatile u32 *)(two + 4092), (volatile u32 *)one);
+}
+
 static void cmpxchg16_adds(u32 index)
 {
     (void)index;

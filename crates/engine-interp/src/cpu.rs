@@ -5,7 +5,7 @@ use crate::{Op, Trap, TrapKind, decode, system};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_arch_x86::paging::PagingContext;
 use mimeo_arch_x86::{Activity, Cr0, Cr4, Efer, Exception, Gpr, RFlags, Seg, X86State};
-use mimeo_memory::{GuestMemory, PageTracker};
+use mimeo_memory::{GuestMemory, PageTracker, Seat};
 use mimeo_vcpu::{CpuIo, EngineConfig, EngineError, EventBits, VcpuEvents};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -46,6 +46,9 @@ pub struct Cpu {
     /// Guest memory.
     pub memory: Arc<GuestMemory>,
     pub(crate) tracker: Arc<PageTracker>,
+    /// This vCPU's part in the bus lock. An engine holds [`Seat::enter`]'s guard while it executes guest
+    /// code; [`Self::poll_events`] gives way.
+    pub seat: Seat,
     /// What CPUID says.
     pub model: Arc<CpuModel>,
     /// Events from outside.
@@ -112,8 +115,11 @@ impl Cpu {
             state.pkru,
             state.pdptr,
         );
+        let kick = events.clone();
+        let kick = Box::new(move || kick.raise(EventBits::ENGINE));
         let mut cpu = Self {
             state,
+            seat: config.memory.bus_lock().seat(kick),
             tracker: config.memory.tracker().clone(),
             memory: config.memory.clone(),
             model: config.cpu.clone(),
@@ -366,6 +372,7 @@ impl Cpu {
             | EventBits::NMI.0
             | EventBits::INIT.0
             | EventBits::SIPI.0
+            | EventBits::ENGINE.0
             | EventBits::STOP.0;
         if !self.state.rflags.contains(RFlags::IF) {
             mask &= !EventBits::INTR.0;
@@ -373,13 +380,18 @@ impl Cpu {
         self.events.pending().0 & mask != 0
     }
 
-    /// At an instruction boundary: INIT, SIPI, NMI and external interrupts, in their priority, with
+    /// At an instruction boundary: other vCPUs' bus locks, INIT, SIPI, NMI and external interrupts, in their priority, with
     /// the STI and MOV SS shadows (SDM vol. 3, table 7-2). Does not look at
     /// [`EventBits::STOP`].
     ///
     /// # Errors
     /// Failures of the host.
     pub fn poll_events(&mut self, io: &mut dyn CpuIo) -> Result<Poll, EngineError> {
+        if self.events.pending().any(EventBits::ENGINE) {
+            // First taken, then looked: a request in between raises it again.
+            self.events.take(EventBits::ENGINE);
+            self.seat.give_way();
+        }
         let r = system::events::poll(self, io);
         self.refresh();
         r

@@ -171,6 +171,7 @@ impl Vcpu for InterpVcpu {
             return Ok(Exit::TripleFault);
         }
         let limit = stop.retired.unwrap_or(u64::MAX);
+        let _inside = self.cpu.seat.enter();
         let Some(turns) = stop.turns.filter(|n| *n != 0) else {
             loop {
                 if let Turn::Exit(exit) = self.turn(limit, io)? {

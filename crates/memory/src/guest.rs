@@ -1,6 +1,7 @@
 //! The guest-physical memory of one VM.
 
 use crate::PAGE_SIZE;
+use crate::bus_lock::BusLock;
 use crate::host::{self, GuardedMapping, PagePtr};
 use crate::tracker::{PageTracker, RegionTracker};
 use std::fs::File;
@@ -71,6 +72,7 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     tracker: Arc<PageTracker>,
     file: File,
+    bus_lock: Arc<BusLock>,
 }
 
 impl GuestMemory {
@@ -134,6 +136,7 @@ impl GuestMemory {
             regions,
             tracker,
             file,
+            bus_lock: Arc::default(),
         })
     }
 
@@ -160,6 +163,12 @@ impl GuestMemory {
     #[must_use]
     pub fn tracker(&self) -> &Arc<PageTracker> {
         &self.tracker
+    }
+
+    /// What makes split locks atomic.
+    #[must_use]
+    pub fn bus_lock(&self) -> &Arc<BusLock> {
+        &self.bus_lock
     }
 
     /// The memfd that backs all regions, in address order without gaps.

@@ -8,10 +8,12 @@
 //! - Writers store first and then look at [`PageTracker`]; whoever marks a page as code issues a
 //!   process-wide barrier between marking and reading (see [`PageTracker::mark_code`]).
 
+mod bus_lock;
 mod guest;
 mod host;
 mod tracker;
 
+pub use bus_lock::{Alone, BusLock, Inside, Seat};
 pub use guest::{GuestMemory, MemoryError, PageInfo, RegionKind, RegionSpec};
 pub use host::PagePtr;
 pub use tracker::{CodeWriteHook, DeviceWriteObserver, PageTracker, RegionTracker};

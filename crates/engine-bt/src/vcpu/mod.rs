@@ -264,6 +264,7 @@ impl Vcpu for BtVcpu {
         if self.cpu.state.activity == Activity::Shutdown {
             return Ok(Exit::TripleFault);
         }
+        let _inside = self.cpu.seat.enter();
         if let Some(limit) = stop.retired {
             return self.run_counted(limit, io);
         }

@@ -1,9 +1,11 @@
 //! LOCKed read-modify-write, atomic against other vCPUs (SDM vol. 3, 10.1.2).
 //!
 //! Operands that lie inside one naturally aligned 8-byte word use the host's compare-and-exchange on
-//! guest memory. Others (split locks) are serialised among themselves by one process-wide mutex; the
-//! pieces are written with ordinary stores, so a split LOCK is atomic against split LOCKs and not
-//! against the parts of it that other vCPUs change with aligned ones.
+//! guest memory. For others (split locks) the other vCPUs stop ([`mimeo_memory::BusLock`]): the
+//! host's own split lock would be atomic too, but many hosts punish it with up to milliseconds each or
+//! end the process.
+//!
+//! Not atomic: LOCK on device registers.
 
 use super::access::Place;
 use super::raw::HostPage;
@@ -11,10 +13,6 @@ use super::{Access, Width};
 use crate::{Cpu, Trap};
 use mimeo_arch_x86::Exception;
 use mimeo_vcpu::CpuIo;
-use std::sync::{Mutex, PoisonError};
-
-/// Serialises split locks. A leaf: nothing else is locked while it is held.
-static SPLIT: Mutex<()> = Mutex::new(());
 
 impl Cpu {
     /// LOCKed read-modify-write of `seg:offset`: `f` gives the new value (and may be called again).
@@ -70,7 +68,7 @@ impl Cpu {
                 return Ok(old);
             }
         }
-        let _guard = SPLIT.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.seat.alone();
         let old = T::trunc(self.read_pieces(&pieces, io));
         let new = f(old);
         self.write_pieces(&pieces, new.zext(), io);

@@ -174,8 +174,8 @@ fn cas16_at(p: *mut u8, old: u128, new: u128) -> Result<u128, u128> {
     cas16_halves(p, old, new)
 }
 
-/// Where the host has no 16-byte exchange: two halves, not atomic against other vCPUs' plain
-/// accesses (callers hold the split-lock mutex).
+/// Where the host has no 16-byte exchange (the first 64-bit processors): two halves, not atomic against
+/// other vCPUs.
 fn cas16_halves(p: *mut u8, old: u128, new: u128) -> Result<u128, u128> {
     let half = p.cast::<AtomicU64>();
     // SAFETY: 16-byte aligned and inside a live page by the caller.
