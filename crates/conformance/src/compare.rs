@@ -24,6 +24,9 @@ pub fn differences(
     let mut note = |what: &str, host: &dyn std::fmt::Debug, guest: &dyn std::fmt::Debug| {
         found.push(format!("{what}: host {host:x?}, interpreter {guest:x?}"));
     };
+    if dot_product_underflow(form, case, host.0, guest.0) {
+        return found;
+    }
     if !same_outcome(form, host.0, guest.0) {
         note("outcome", &host.0, &guest.0);
         return found;
@@ -84,6 +87,23 @@ pub fn differences(
     found
 }
 
+fn is_dot_product(form: &Form) -> bool {
+    matches!(
+        form.code.mnemonic(),
+        Mnemonic::Dpps | Mnemonic::Dppd | Mnemonic::Vdpps | Mnemonic::Vdppd
+    )
+}
+
+/// Known deviation, stated in the interpreter: with underflow unmasked, an exact denormal between the
+/// stages of a dot product.
+fn dot_product_underflow(form: &Form, case: &Case, host: Outcome, guest: Outcome) -> bool {
+    const UNDERFLOW_MASK: u32 = 1 << 11;
+    is_dot_product(form)
+        && case.state.fp.mxcsr & UNDERFLOW_MASK == 0
+        && host == Outcome::Fault(Fault::FloatingPoint)
+        && guest == Outcome::Done
+}
+
 /// Processors may fault for bytes that the mask leaves out (SDM vol. 2, MASKMOVDQU).
 fn skipped_bytes_fault(form: &Form, host: Outcome, guest: Outcome) -> bool {
     form.implicit_memory == ImplicitMemory::MaskMove
@@ -136,10 +156,7 @@ fn same_outcome(form: &Form, host: Outcome, guest: Outcome) -> bool {
 fn forgive_flags(form: &Form, case: &Case, host: &mut FpState, guest: &FpState) {
     const PRECISION: u32 = 0x20;
     const RANGE: u32 = 0x18;
-    if matches!(
-        form.code.mnemonic(),
-        Mnemonic::Dpps | Mnemonic::Dppd | Mnemonic::Vdpps | Mnemonic::Vdppd
-    ) {
+    if is_dot_product(form) {
         host.mxcsr = host.mxcsr & !0x3f | guest.mxcsr & 0x3f;
     }
     let unmasked = !(case.state.fp.mxcsr >> 7);

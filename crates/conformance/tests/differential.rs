@@ -6,7 +6,7 @@ use mimeo_conformance::run::{self, Unavailable, Verdict};
 use mimeo_isa_x86::{Form, Group};
 
 /// Cases a form unless `MIMEO_CONFORMANCE_CASES` says otherwise.
-const CASES: u64 = 100;
+const CASES: u64 = 400;
 
 fn compare(wanted: impl Fn(&Form) -> bool) {
     let results = match run::all(run::cases(CASES), wanted) {

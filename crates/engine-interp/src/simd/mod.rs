@@ -12,7 +12,8 @@
 //! were asserted); the last x87 opcode is recorded for unmasked exceptions only, as processors since
 //! the Pentium 4 do (SDM vol. 1, 8.1.9.1). MXCSR.PE next to an *unmasked* overflow or underflow is
 //! judged on the rounded result, not with an unbounded exponent (vol. 1, 11.5.2.4 and 11.5.2.5); and
-//! when DPPS or DPPD raise an unmasked exception, MXCSR has the flags of all their stages.
+//! when DPPS or DPPD raise an unmasked exception, MXCSR has the flags of all their stages, and with
+//! underflow unmasked an exact denormal between their stages goes unnoticed.
 
 mod check;
 mod environment;

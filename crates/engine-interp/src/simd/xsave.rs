@@ -234,9 +234,9 @@ fn restore<const WIDE: bool>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec
     cpu.read_bytes(op.seg, linear.wrapping_add(HEADER as u64), &mut header, io)?;
     let (bv, compact) = check_header(cpu, &header)?;
     let loaded = wanted & bv;
-    // The legacy region is touched only if something of it is loaded.
+    // The legacy region is touched only if something of it was asked for, be it initialised.
     let mxcsr_wanted = compact.is_none() && wanted & (xcr0::SSE | xcr0::AVX) != 0;
-    if loaded & LEGACY != 0 || mxcsr_wanted {
+    if wanted & LEGACY != 0 || mxcsr_wanted {
         cpu.read_bytes(op.seg, linear, &mut bytes[..HEADER], io)?;
     }
     for component in EXTENDED.iter().filter(|c| loaded >> **c & 1 != 0) {
