@@ -1,10 +1,12 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use mimeo_arch_x86::cpuid::Feature;
 use mimeo_machines::spec::{
     BoardKind, DiskFormat, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, ShareSpec,
     SpecError, Transport, VsockSpec, parse_size,
 };
+use mimeo_replay::lockstep::Stride;
 use std::path::PathBuf;
 
 /// Boots unmodified operating systems in an ordinary process, with or without /dev/kvm.
@@ -134,6 +136,29 @@ pub struct MachineArgs {
     /// What executes the guest: interp (interpreter), bt (binary translator) or auto.
     #[arg(long, value_name = "NAME", default_value_t = EngineKind::Auto)]
     pub engine: EngineKind,
+    /// Have an independent verifier check every translated block before it runs (slower to start).
+    #[arg(long)]
+    pub paranoid: bool,
+    /// Run the translator and the interpreter in lockstep and stop at the first difference: after every
+    /// block, every N blocks, or `chained`: a millisecond of code as it normally runs. Deterministic
+    /// time, as for --record; very slow.
+    #[arg(
+        long,
+        value_name = "N|chained",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = stride,
+        conflicts_with_all = ["record", "replay"]
+    )]
+    pub verify: Option<Stride>,
+    /// When the machine has ended, show the translated blocks that hold the guest instruction at this
+    /// linear address, guest and host code, and how often it was entered.
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub trace: Option<u64>,
+    /// Do as if the host's CPU lacked these features.
+    #[arg(long, value_name = "F,F", value_delimiter = ',', value_parser = feature, hide = true)]
+    pub mask_host_cpu: Vec<Feature>,
     /// Add a device: debug-exit (QEMU's isa-debug-exit, port 0xf4) or testdev (QEMU's pc-testdev).
     #[arg(long = "device", value_name = "NAME")]
     pub devices: Vec<OptionalDevice>,
@@ -213,7 +238,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// Whether the run follows instructions instead of the host's clock.
     pub fn deterministic(&self) -> bool {
-        self.record.is_some() || self.replay.is_some()
+        self.record.is_some() || self.replay.is_some() || self.machine.verify.is_some()
     }
 }
 
@@ -274,6 +299,31 @@ fn switch(text: &str) -> Result<bool, String> {
 
 fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|e| e.to_string())
+}
+
+fn stride(text: &str) -> Result<Stride, String> {
+    if text == "chained" {
+        return Ok(Stride::Time(std::time::Duration::from_millis(1)));
+    }
+    match text.parse() {
+        Ok(n @ 1..) => Ok(Stride::Turns(n)),
+        _ => Err(format!(
+            "`{text}` is neither a number of blocks nor `chained`"
+        )),
+    }
+}
+
+/// A linear address in hexadecimal, with or without 0x.
+fn address(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|_| {
+        format!("`{text}` is not an address in hexadecimal, such as 0xffffffff81000000")
+    })
+}
+
+fn feature(text: &str) -> Result<Feature, String> {
+    Feature::by_name(&text.to_ascii_lowercase())
+        .ok_or_else(|| format!("`{text}` is not the name of a CPU feature, such as bmi2"))
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {

@@ -1,4 +1,4 @@
-//! `mimeo run --record` and `--replay`.
+//! `mimeo run --record`, `--replay` and `--verify`.
 
 use crate::args::RunArgs;
 use crate::host::{self, StopSwitch};
@@ -16,15 +16,35 @@ use std::time::Instant;
 
 /// Records or replays, as the flags say.
 pub fn run(args: &RunArgs, boot: OpenBoot) -> Result<Status, Failure> {
-    let finished = match (&args.record, &args.replay) {
-        (Some(path), _) => record(args, boot, path)?,
-        (None, Some(path)) => replay(args, boot, path)?,
-        (None, None) => return Err(Failure::usage(anyhow::anyhow!("no log was named"))),
+    let finished = match (&args.record, &args.replay, args.machine.verify) {
+        (Some(path), ..) => record(args, boot, path)?,
+        (None, Some(path), _) => replay(args, boot, path)?,
+        (None, None, Some(_)) => verify(args, boot)?,
+        (None, None, None) => return Err(Failure::usage(anyhow::anyhow!("no log was named"))),
     };
+    if args.stats {
+        for (cpu, name, value) in &finished.stats {
+            eprintln!("mimeo: cpu{cpu} {name}: {value}");
+        }
+    }
     if let Some(hash) = finished.hash {
         eprintln!("mimeo: state hash {hash:016x}");
     }
     report(finished.outcome)
+}
+
+fn verify(args: &RunArgs, boot: OpenBoot) -> Result<Finished, Failure> {
+    let (switch, stop) = (StopSwitch::default(), StopFlag::default());
+    let flag = stop.clone();
+    switch.connect(move || flag.stop());
+    let serial = host::serial(&args.serial, switch)?;
+    let input = HeldInput::new(serial.link());
+    let time = Arc::new(VirtualTime::default());
+    let machine = build(&args.machine, time.clone(), Arc::new(input.clone()), false)?;
+    notes(&machine);
+    let deadline = args.timeout.map(|t| Instant::now() + t);
+    let loader = boot.into_loader();
+    deterministic::verify(&machine, loader, &time, &input, &stop, deadline).map_err(vm_failure)
 }
 
 fn record(args: &RunArgs, boot: OpenBoot, path: &Path) -> Result<Finished, Failure> {

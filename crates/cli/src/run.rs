@@ -6,11 +6,12 @@ use crate::payload::{Boot, Disk};
 use crate::status::{Failure, Status};
 use crate::{cards, deterministic, guest};
 use anyhow::anyhow;
+use mimeo_arch_x86::cpuid::FeatureSet;
 use mimeo_bus::{NullStream, StreamHost};
 use mimeo_jail::{Calls, JailError};
-use mimeo_machines::MachineSpec;
 use mimeo_machines::machine::{self, BuildError, Machine, MachineHost};
 use mimeo_machines::time::MachineTime;
+use mimeo_machines::{EngineTuning, MachineSpec};
 use mimeo_vm::{OnReset, Outcome, Vm, VmError};
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,7 +46,19 @@ pub fn build(
     jail: bool,
 ) -> Result<Machine, Failure> {
     let spec = spec(args);
+    let without = FeatureSet::of(&args.mask_host_cpu);
+    let mut cpu = mimeo_machines::host_cpu();
+    args.mask_host_cpu
+        .iter()
+        .for_each(|f| cpu.features.remove(*f));
     let host = MachineHost {
+        cpu,
+        tuning: EngineTuning {
+            paranoid: args.paranoid,
+            verify: args.verify,
+            trace: args.trace,
+            without,
+        },
         time,
         serial,
         cards: cards::insert(&spec, jail)?,
@@ -124,6 +137,9 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
     }
     vm.start().map_err(Failure::host)?;
     let outcome = vm.run(deadline);
+    if let Some(rip) = args.machine.trace {
+        explain(&vm, rip);
+    }
     if args.stats {
         for (cpu, name, value) in vm.stats() {
             eprintln!("mimeo: cpu{cpu} {name}: {value}");
@@ -139,6 +155,18 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
     drop(vm);
     drop(serial);
     report(outcome)
+}
+
+/// The engine's code for the guest instruction at `rip`, as each vCPU has it.
+fn explain(vm: &Vm, rip: u64) {
+    let mut found = false;
+    for (cpu, text) in vm.explain(rip) {
+        found = true;
+        eprint!("mimeo: cpu{cpu}: {text}");
+    }
+    if !found {
+        eprintln!("mimeo: no translated block holds {rip:#x}");
+    }
 }
 
 /// What the jail could not do.

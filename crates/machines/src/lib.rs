@@ -14,6 +14,7 @@ pub mod time;
 pub mod tsc;
 pub mod virtual_time;
 
+pub use engine::EngineTuning;
 pub use host_cpu::host_cpu;
 pub use signals::{MachineEvent, Signals};
 pub use spec::MachineSpec;

@@ -4,8 +4,8 @@ use crate::manifest::Manifest;
 use crate::microvm::MicrovmV1;
 use crate::spec::{BoardKind, SpecError};
 use crate::time::MachineTime;
-use crate::{MachineSpec, Signals, microvm};
-use mimeo_arch_x86::cpuid::{CpuModel, CpuModelError};
+use crate::{EngineTuning, MachineSpec, Signals, microvm};
+use mimeo_arch_x86::cpuid::{CpuModel, CpuModelError, HostCpu};
 use mimeo_bus::{BusError, StreamHost};
 use mimeo_devices::pci::SlotError;
 use mimeo_devices::virtio::VirtioDevice;
@@ -16,6 +16,10 @@ use std::sync::Arc;
 
 /// What a machine gets from the host.
 pub struct MachineHost {
+    /// The host's CPU ([`crate::host_cpu`]).
+    pub cpu: HostCpu,
+    /// What is wanted of the engine beside speed.
+    pub tuning: EngineTuning,
     /// Clock, time-stamp counter and timers.
     pub time: Arc<dyn MachineTime>,
     /// The other end of the first serial port.

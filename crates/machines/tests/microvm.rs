@@ -17,6 +17,8 @@ fn machine(cpus: u32) -> Machine {
         ..MachineSpec::default()
     };
     let host = MachineHost {
+        cpu: mimeo_machines::host_cpu(),
+        tuning: mimeo_machines::EngineTuning::default(),
         time: Arc::new(VirtualTime::default()),
         serial: Arc::new(NullStream),
         cards: Vec::new(),
@@ -162,6 +164,8 @@ fn time_that_is_paused_stands_still() {
     let timers = Arc::new(mimeo_backends::HostTimers::new(clock.clone()).unwrap());
     let time = mimeo_machines::time::HostTime::new(clock, timers, Box::new(|_| ()));
     let host = MachineHost {
+        cpu: mimeo_machines::host_cpu(),
+        tuning: mimeo_machines::EngineTuning::default(),
         time: Arc::new(time),
         serial: Arc::new(NullStream),
         cards: Vec::new(),

@@ -123,6 +123,8 @@ pub fn record(
             d.saturating_sub(now) >> NANOS_PER_INSTRUCTION_SHIFT
         });
         let length = slice.min(left).max(1);
+        // An engine that does not stop to the instruction takes the time that it takes.
+        let mut longest = length;
         for i in 0..cpus.len() {
             if idle(i, &halted) {
                 continue;
@@ -138,6 +140,7 @@ pub fn record(
             };
             let exit = cpu.vcpu.run(stop, &mut io);
             let retired = cpu.vcpu.retired();
+            longest = longest.max(retired.saturating_sub(start));
             let mut limit = until;
             match exit {
                 Ok(exit) => {
@@ -162,7 +165,7 @@ pub fn record(
                 };
             }
         }
-        clock.advance_to(now + (length << NANOS_PER_INSTRUCTION_SHIFT));
+        clock.advance_to(now + (longest << NANOS_PER_INSTRUCTION_SHIFT));
         log.push(&Entry::Time(clock.now()));
     }
 }

@@ -15,6 +15,7 @@
 mod clock;
 mod driver;
 mod hash;
+pub mod lockstep;
 mod log;
 mod player;
 mod recorder;

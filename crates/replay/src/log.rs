@@ -198,9 +198,15 @@ impl LogWriter {
     }
 }
 
+enum Input {
+    File(Box<dyn Read + Send>),
+    /// What is left.
+    Entries(std::vec::IntoIter<Entry>),
+}
+
 /// Reads a log. The file is untrusted: lengths are capped and nothing in it is an index.
 pub struct LogReader {
-    input: Box<dyn Read + Send>,
+    input: Input,
     at: u64,
     entries: u64,
     peeked: Option<Entry>,
@@ -226,7 +232,7 @@ impl LogReader {
         input.read_exact(&mut version)?;
         match u32::from_le_bytes(version) {
             VERSION => Ok(Self {
-                input,
+                input: Input::File(input),
                 at: 12,
                 entries: 0,
                 peeked: None,
@@ -235,17 +241,40 @@ impl LogReader {
         }
     }
 
+    /// A log of these entries, closed by one that no vCPU asks for.
+    pub(crate) fn of(mut entries: Vec<Entry>) -> Self {
+        entries.push(Entry::End { hash: 0 });
+        Self {
+            input: Input::Entries(entries.into_iter()),
+            at: 0,
+            entries: 0,
+            peeked: None,
+        }
+    }
+
+    /// Nothing is left but the closing entry.
+    pub(crate) fn exhausted(&self) -> bool {
+        match &self.input {
+            Input::Entries(left) => left.len() + usize::from(self.peeked.is_some()) <= 1,
+            Input::File(_) => false,
+        }
+    }
+
     fn read(&mut self) -> Result<Entry, LogError> {
         let at = self.at;
         let damaged = move |_| LogError::Damaged(at);
+        let input = match &mut self.input {
+            Input::File(input) => input,
+            Input::Entries(left) => return left.next().ok_or(LogError::Damaged(at)),
+        };
         let mut len = [0; 4];
-        self.input.read_exact(&mut len).map_err(damaged)?;
+        input.read_exact(&mut len).map_err(damaged)?;
         let len = u32::from_le_bytes(len);
         if len > MAX_FRAME {
             return Err(LogError::Damaged(at));
         }
         let mut bytes = vec![0; len as usize];
-        self.input.read_exact(&mut bytes).map_err(damaged)?;
+        input.read_exact(&mut bytes).map_err(damaged)?;
         self.at += 4 + u64::from(len);
         postcard::from_bytes(&bytes).map_err(|_| LogError::Damaged(at))
     }

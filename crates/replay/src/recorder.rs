@@ -54,6 +54,11 @@ impl SharedLog {
         self.lock().slice = Some(Vec::new());
     }
 
+    /// What was held back since [`Self::begin_slice`] or the last call.
+    pub(crate) fn take_slice(&self) -> Vec<Entry> {
+        self.lock().slice.replace(Vec::new()).unwrap_or_default()
+    }
+
     /// Writes `run`, then what was held back, then `ran`.
     pub(crate) fn end_slice(&self, run: &Entry, ran: &Entry) {
         let mut log = self.lock();
@@ -110,20 +115,28 @@ impl DeviceWriteObserver for DmaRecorder {
     }
 }
 
+/// Where the TSC of a recorded vCPU comes from.
+#[derive(Debug, Clone, Copy)]
+enum Time<'a> {
+    /// A clock, from the number of instructions retired since the slice began.
+    Virtual(&'a VirtualClock, u64),
+    /// The machine, from the number of instructions retired plus this.
+    Machine(u64),
+}
+
 /// One vCPU's [`CpuIo`] while it is being recorded. The TSC comes from the virtual clock.
 pub struct Recorder<'a> {
     inner: &'a mut dyn CpuIo,
     log: &'a SharedLog,
-    clock: &'a VirtualClock,
+    time: Time<'a>,
     /// Event words of all vCPUs: a callback may change any of them.
     events: &'a [Arc<VcpuEvents>],
     seen: Vec<EventBits>,
-    slice_start: u64,
 }
 
 impl std::fmt::Debug for Recorder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Recorder(from {})", self.slice_start)
+        write!(f, "Recorder({:?})", self.time)
     }
 }
 
@@ -136,14 +149,33 @@ impl<'a> Recorder<'a> {
         events: &'a [Arc<VcpuEvents>],
         slice_start: u64,
     ) -> Self {
+        Self::with_time(inner, log, events, Time::Virtual(clock, slice_start))
+    }
+
+    /// As [`Self::new`], but the TSC is the machine's at the vCPU's count of retired instructions plus
+    /// `shift`.
+    pub(crate) fn passing(
+        inner: &'a mut dyn CpuIo,
+        log: &'a SharedLog,
+        events: &'a [Arc<VcpuEvents>],
+        shift: u64,
+    ) -> Self {
+        Self::with_time(inner, log, events, Time::Machine(shift))
+    }
+
+    fn with_time(
+        inner: &'a mut dyn CpuIo,
+        log: &'a SharedLog,
+        events: &'a [Arc<VcpuEvents>],
+        time: Time<'a>,
+    ) -> Self {
         let seen = events.iter().map(|e| e.pending()).collect();
         Self {
             inner,
             log,
-            clock,
+            time,
             events,
             seen,
-            slice_start,
         }
     }
 
@@ -236,7 +268,10 @@ impl CpuIo for Recorder<'_> {
     }
 
     fn tsc(&mut self, retired: u64) -> u64 {
-        let value = self.clock.tsc(retired.saturating_sub(self.slice_start));
+        let value = match self.time {
+            Time::Virtual(clock, start) => clock.tsc(retired.saturating_sub(start)),
+            Time::Machine(shift) => self.inner.tsc(retired.wrapping_add(shift)),
+        };
         self.log.push(&Entry::Tsc(value));
         value
     }

@@ -340,6 +340,15 @@ impl Vm {
         all
     }
 
+    /// How each vCPU's engine executes the guest code at `rip`: (vCPU, text). Only after [`Self::stop`]
+    /// or [`Self::pause`].
+    #[must_use]
+    pub fn explain(&self, rip: u64) -> Vec<(usize, String)> {
+        let all = self.vcpus.iter().enumerate();
+        all.filter_map(|(i, vcpu)| Some((i, lock(vcpu).explain(rip)?)))
+            .collect()
+    }
+
     /// vCPU `index` as it stands. Only after [`Self::stop`] or [`Self::pause`].
     #[must_use]
     pub fn describe(&self, index: usize) -> Option<CpuReport> {

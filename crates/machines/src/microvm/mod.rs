@@ -18,7 +18,7 @@ pub use state::MicrovmV1;
 use crate::machine::{Board, BoardState, BuildError, FirmwareTables, Machine, MachineHost};
 use crate::manifest::{Manifest, Range};
 use crate::time::MachineTime;
-use crate::{MachineSpec, Signals, engine, host_cpu};
+use crate::{MachineSpec, Signals, engine};
 use chips::{Chips, Plan};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_memory::{GuestMemory, RegionKind};
@@ -35,7 +35,7 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// [`BuildError`] says what the specification or the host lacks.
 pub fn build(spec: MachineSpec, mut host: MachineHost) -> Result<Machine, BuildError> {
     spec.validate()?;
-    let (mut cpu, mut notes) = CpuModel::build(&spec.cpu, &host_cpu::host_cpu())?;
+    let (mut cpu, mut notes) = CpuModel::build(&spec.cpu, &host.cpu)?;
     let khz = host.time.tsc_clock().hz() / 1000;
     cpu.set_tsc_khz(u32::try_from(khz).unwrap_or(u32::MAX));
     let cpu = Arc::new(cpu);
@@ -59,7 +59,7 @@ pub fn build(spec: MachineSpec, mut host: MachineHost) -> Result<Machine, BuildE
         cpu: cpu.clone(),
         cpus: spec.cpus,
     };
-    let (engine, note) = engine::create(spec.engine, config)?;
+    let (engine, note) = engine::create(spec.engine, config, &host.tuning)?;
     notes.extend(note);
     Ok(Machine {
         board: Arc::new(Microvm {

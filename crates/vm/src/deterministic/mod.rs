@@ -43,6 +43,8 @@ impl StopFlag {
 /// How a deterministic run ended, and the hash of CPUs and memory when it did (where there is one).
 #[derive(Debug)]
 pub struct Finished {
+    /// (vCPU, counter, value), as for an ordinary run.
+    pub stats: Vec<(usize, String, u64)>,
     /// As for an ordinary run.
     pub outcome: Outcome,
     /// The state's hash.
@@ -129,9 +131,9 @@ pub fn record(
     stop: &StopFlag,
     deadline: Option<Instant>,
 ) -> Result<Finished, VmError> {
-    let mut vcpus = vcpus(machine, &mut loader)?;
     let writer = LogWriter::new(Box::new(BufWriter::with_capacity(1 << 20, file)));
     let log = SharedLog::new(writer.map_err(|e| log_failed(&e))?);
+    let vcpus = vcpus(machine, &mut loader)?;
     let dma = Arc::new(DmaRecorder::new(&machine.memory, log.clone()));
     let tracker = machine.memory.tracker();
     if tracker.set_device_write_observer(dma).is_err() {
@@ -139,6 +141,38 @@ pub fn record(
             "device writes are being observed by somebody else".into(),
         ));
     }
+    drive(machine, vcpus, time, input, &log, stop, deadline)
+}
+
+/// Runs a machine whose engine is a [`mimeo_replay::lockstep::Lockstep`] as [`record`] does, without
+/// a log: a difference between the engines ends it with [`Outcome::HostError`].
+///
+/// # Errors
+/// [`VmError`] before the first instruction.
+pub fn verify(
+    machine: &Machine,
+    mut loader: Loader,
+    time: &VirtualTime,
+    input: &HeldInput,
+    stop: &StopFlag,
+    deadline: Option<Instant>,
+) -> Result<Finished, VmError> {
+    let writer = LogWriter::new(Box::new(std::io::sink()));
+    let log = SharedLog::new(writer.map_err(|e| log_failed(&e))?);
+    let vcpus = vcpus(machine, &mut loader)?;
+    drive(machine, vcpus, time, input, &log, stop, deadline)
+}
+
+/// The recording driver with this machine's parts.
+fn drive(
+    machine: &Machine,
+    mut vcpus: Vec<Box<dyn Vcpu>>,
+    time: &VirtualTime,
+    input: &HeldInput,
+    log: &SharedLog,
+    stop: &StopFlag,
+    deadline: Option<Instant>,
+) -> Result<Finished, VmError> {
     let mut ios: Vec<Box<dyn CpuIo + Send>> = Vec::new();
     for index in 0..machine.spec.cpus {
         ios.push(machine.board.io(index).ok_or_else(|| {
@@ -166,7 +200,7 @@ pub fn record(
         &machine.events,
         &machine.memory,
         time.virtual_clock(),
-        &log,
+        log,
         SLICE,
         &mut pump,
     );
@@ -198,6 +232,15 @@ fn finish(
         Ended::Stopped { hash } => Some(hash),
         _ => None,
     };
+    let stats = vcpus
+        .iter()
+        .enumerate()
+        .flat_map(|(n, v)| {
+            v.stats()
+                .into_iter()
+                .map(move |(name, value)| (n, name, value))
+        })
+        .collect();
     let outcome = match ended {
         Ended::Stopped { .. } => outcome.unwrap_or(Outcome::Stopped),
         Ended::TripleFault { cpu } => match vcpus.get(cpu) {
@@ -215,5 +258,9 @@ fn finish(
             "every CPU of the guest waits and nothing is left that could wake one".into(),
         ),
     };
-    Finished { outcome, hash }
+    Finished {
+        stats,
+        outcome,
+        hash,
+    }
 }
