@@ -1,7 +1,8 @@
 //! Packet captures in the classic pcap format (draft-ietf-opsawg-pcap), which tcpdump, tshark and
 //! Wireshark open.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Nanosecond time stamps, in the byte order of this file (little-endian).
@@ -57,6 +58,37 @@ impl<W: Write> PcapWriter<W> {
     /// Those of the writer.
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// A capture into a file that ends quietly when the file cannot be written any more: a full disk ends
+/// the capture, not the network.
+#[derive(Debug, Default)]
+pub struct Capture(Option<PcapWriter<BufWriter<File>>>);
+
+impl Capture {
+    /// Begins a capture into `file`; none without a file.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn new(file: Option<File>) -> io::Result<Self> {
+        let writer = |f| PcapWriter::new(BufWriter::new(f));
+        file.map(writer).transpose().map(Self)
+    }
+
+    /// Records a frame that passes now.
+    pub(crate) fn frame(&mut self, frame: &[u8]) {
+        let failed = |w: &mut PcapWriter<_>| w.frame(SystemTime::now(), frame).is_err();
+        if self.0.as_mut().is_some_and(failed) {
+            self.0 = None;
+        }
+    }
+
+    /// What was recorded is in the file.
+    pub(crate) fn flush(&mut self) {
+        if self.0.as_mut().is_some_and(|w| w.flush().is_err()) {
+            self.0 = None;
+        }
     }
 }
 

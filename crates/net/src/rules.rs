@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// A rule that cannot be read.
@@ -14,7 +14,7 @@ pub enum RuleError {
     )]
     Publish(String),
     /// A network.
-    #[error("{0}: a network is ADDRESS or ADDRESS/BITS, for example 192.168.0.0/16")]
+    #[error("{0}: a network is ADDRESS or ADDRESS/BITS, for example 192.168.0.0/16 or fd00::/8")]
     Net(String),
 }
 
@@ -29,6 +29,7 @@ pub enum Transport {
 
 /// A port of the host that leads to a port of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Publish {
     /// TCP or UDP.
     pub transport: Transport,
@@ -69,66 +70,146 @@ impl FromStr for Publish {
     }
 }
 
-/// A network of IPv4 addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ipv4Net {
-    address: Ipv4Addr,
-    bits: u8,
-}
-
-impl Ipv4Net {
-    /// Whether the address lies in it.
-    #[must_use]
-    pub fn contains(self, a: Ipv4Addr) -> bool {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
-        (u32::from(a) ^ u32::from(self.address)) & mask == 0
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.guest_port)?;
+        match self.transport {
+            Transport::Tcp => Ok(()),
+            Transport::Udp => f.write_str("/udp"),
+        }
     }
 }
 
-impl fmt::Display for Ipv4Net {
+/// A network of IP addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IpNet {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl IpNet {
+    /// Whether the address lies in it.
+    #[must_use]
+    pub fn contains(self, a: IpAddr) -> bool {
+        match (self.address, a) {
+            (IpAddr::V4(n), IpAddr::V4(a)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
+                (u32::from(a) ^ u32::from(n)) & mask == 0
+            }
+            (IpAddr::V6(n), IpAddr::V6(a)) => {
+                let mask = u128::MAX
+                    .checked_shl(128 - u32::from(self.bits))
+                    .unwrap_or(0);
+                (u128::from(a) ^ u128::from(n)) & mask == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for IpNet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.bits)
     }
 }
 
-impl FromStr for Ipv4Net {
+impl FromStr for IpNet {
     type Err = RuleError;
 
     fn from_str(s: &str) -> Result<Self, RuleError> {
         let bad = || RuleError::Net(s.to_owned());
-        let (address, bits) = s.split_once('/').unwrap_or((s, "32"));
-        let address = address.parse().map_err(|_| bad())?;
-        let bits = bits.parse().ok().filter(|&b| b <= 32).ok_or_else(bad)?;
+        let (address, bits) = match s.split_once('/') {
+            Some((a, b)) => (a, Some(b)),
+            None => (s, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| bad())?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            None => most,
+            Some(b) => b.parse().ok().filter(|&b| b <= most).ok_or_else(bad)?,
+        };
         Ok(Self { address, bits })
     }
 }
 
+macro_rules! as_strings {
+    ($($type:ty),+) => { $(
+        impl TryFrom<String> for $type {
+            type Error = RuleError;
+            fn try_from(s: String) -> Result<Self, RuleError> {
+                s.parse()
+            }
+        }
+        impl From<$type> for String {
+            fn from(v: $type) -> Self {
+                v.to_string()
+            }
+        }
+    )+ };
+}
+
+as_strings!(Publish, IpNet);
+
 /// Where a guest's packets may go. Without any rule: everywhere but to the host itself and to
 /// link-local addresses (cloud providers keep credentials there).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// The gateway's address leads to the host's loopback.
+    /// The gateway's address leads to the host's loopback, and the host's other addresses to it.
     pub allow_host: bool,
-    /// Nothing outside may be reached save what `allow` says.
-    pub deny_all: bool,
     /// Networks that may be reached although another rule says otherwise.
-    pub allow: Vec<Ipv4Net>,
+    pub allow: Vec<IpNet>,
     /// Networks that may not be reached.
-    pub deny: Vec<Ipv4Net>,
+    pub deny: Vec<IpNet>,
+}
+
+/// The IPv4 address that an IPv6 address is another way to write: mapped, compatible (RFC 4291,
+/// 2.5.5), translated (RFC 6052), 6to4 (RFC 3056).
+fn embedded(a: Ipv6Addr) -> Option<Ipv4Addr> {
+    let o = a.octets();
+    let at = |i: usize| Ipv4Addr::new(o[i], o[i + 1], o[i + 2], o[i + 3]);
+    match a.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => Some(at(12)),
+        [0x2002, ..] => Some(at(2)),
+        _ => None,
+    }
 }
 
 impl Policy {
-    /// Whether an address outside may be reached.
+    /// Whether an address outside may be reached, be it the host's own or not.
     #[must_use]
-    pub fn permits(&self, a: Ipv4Addr) -> bool {
-        let never = a.is_loopback() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0;
+    pub fn permits(&self, a: IpAddr) -> bool {
+        if let IpAddr::V6(v6) = a
+            && let Some(v4) = embedded(v6)
+        {
+            // What holds for the one holds for the other.
+            let plain = !v6.is_loopback() && !v6.is_unspecified();
+            return plain && self.rules(a) && self.permits(IpAddr::V4(v4));
+        }
+        self.rules(a)
+    }
+
+    fn rules(&self, a: IpAddr) -> bool {
+        let (never, local) = match a {
+            IpAddr::V4(a) => (
+                a.is_loopback() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0,
+                a.is_link_local(),
+            ),
+            IpAddr::V6(a) => (
+                a.is_loopback() || a.is_multicast() || a.is_unspecified(),
+                a.is_unicast_link_local(),
+            ),
+        };
         if never {
             return false;
         }
-        if self.allow.iter().any(|n| n.contains(a)) {
-            return true;
-        }
-        !(self.deny_all || a.is_link_local() || self.deny.iter().any(|n| n.contains(a)))
+        self.allowed(a) || !(local || self.deny.iter().any(|n| n.contains(a)))
+    }
+
+    /// Whether a rule allows the address by name.
+    #[must_use]
+    pub fn allowed(&self, a: IpAddr) -> bool {
+        self.allow.iter().any(|n| n.contains(a))
     }
 }
 
@@ -164,29 +245,55 @@ mod tests {
 
     #[test]
     fn networks_and_policy() {
-        let net = |s: &str| s.parse::<Ipv4Net>().unwrap();
-        let a = |s: &str| s.parse::<Ipv4Addr>().unwrap();
+        let net = |s: &str| s.parse::<IpNet>().unwrap();
+        let a = |s: &str| s.parse::<IpAddr>().unwrap();
         assert!(net("10.0.0.0/8").contains(a("10.255.1.2")));
         assert!(!net("10.0.0.0/8").contains(a("11.0.0.0")));
-        assert!(net("0.0.0.0/0").contains(a("1.2.3.4")));
+        assert!(net("0.0.0.0/0").contains(a("1.2.3.4")) && !net("0.0.0.0/0").contains(a("::1")));
+        assert!(net("::/0").contains(a("fd00::1")) && net("fd00::/8").contains(a("fdff::")));
         assert!(net("1.2.3.4").contains(a("1.2.3.4")) && !net("1.2.3.4").contains(a("1.2.3.5")));
-        assert!("1.2.3.4/33".parse::<Ipv4Net>().is_err());
+        assert!("1.2.3.4/33".parse::<IpNet>().is_err() && "::/129".parse::<IpNet>().is_err());
         let mut p = Policy::default();
-        assert!(p.permits(a("93.184.216.34")));
+        assert!(p.permits(a("93.184.216.34")) && p.permits(a("2001:db8::1")));
         for never in [
             "127.0.0.1",
             "169.254.169.254",
             "224.0.0.1",
             "255.255.255.255",
             "0.0.0.0",
+            "::1",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            // The same hosts written otherwise.
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::1",
         ] {
             assert!(!p.permits(a(never)), "{never}");
         }
-        p.deny = vec![net("192.168.0.0/16")];
-        p.allow = vec![net("192.168.1.1"), net("127.0.0.0/8")];
+        p.deny = vec![net("192.168.0.0/16"), net("fd00::/8")];
+        p.allow = vec![net("192.168.1.1"), net("127.0.0.0/8"), net("fd00::1")];
         assert!(!p.permits(a("192.168.2.1")) && p.permits(a("192.168.1.1")));
+        assert!(!p.permits(a("::ffff:192.168.2.1")));
+        assert!(!p.permits(a("fd00::2")) && p.permits(a("fd00::1")));
         assert!(!p.permits(a("127.0.0.1")));
-        p.deny_all = true;
-        assert!(!p.permits(a("8.8.8.8")) && p.permits(a("192.168.1.1")));
+    }
+
+    #[test]
+    fn rules_are_strings_in_files() {
+        for (text, whole) in [
+            ("8080:80", "127.0.0.1:8080:80"),
+            ("[::1]:53:53/udp", "[::1]:53:53/udp"),
+        ] {
+            assert_eq!(text.parse::<Publish>().unwrap().to_string(), whole);
+            assert_eq!(whole.parse::<Publish>(), text.parse());
+        }
+        assert_eq!(
+            String::from("10.1.0.0/16".parse::<IpNet>().unwrap()),
+            "10.1.0.0/16"
+        );
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn answer(config: &UserNetConfig, message: &[u8]) -> Option<Vec<u8>> 
     };
     let refused = kind == DhcpMessageType::Nak;
     let inform = asked.message_type == DhcpMessageType::Inform;
-    let mask = Ipv4Addr::from(u32::MAX << (32 - u32::from(config.prefix)));
+    let mask = config.netmask();
     let mtu = config.mtu.to_be_bytes();
     let mut options = Vec::new();
     if !refused && config.mtu != 1500 {

@@ -1,82 +1,143 @@
-//! The wire between smoltcp and the card: two bounded queues.
+//! The wire between smoltcp and the card.
+//!
+//! smoltcp makes TCP segments of up to 64 KB without checksums; here they become frames that say so,
+//! and the card or the guest's driver does the rest.
 
+use super::frames;
+use crate::Capture;
+use mimeo_bus::{NetCard, NetHeader};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Frames for the guest that may wait until its card has buffers.
-const OUTBOX: usize = 256;
+const BACKLOG: usize = 64;
 const ETHERNET_HEADER: usize = 14;
+/// The largest IP packet that smoltcp makes; with its Ethernet header less than 64 KB.
+pub(super) const STACK_MTU: usize = 65_500;
 
-#[derive(Debug)]
 pub(super) struct Link {
-    mtu: usize,
-    /// For smoltcp.
-    pub(super) to_stack: VecDeque<Vec<u8>>,
-    /// For the guest.
-    pub(super) to_guest: VecDeque<Vec<u8>>,
+    /// The guest's MTU, by which segments are to be cut.
+    mtu: u16,
+    pub(super) card: Option<Arc<dyn NetCard>>,
+    capture: Capture,
+    backlog: VecDeque<(NetHeader, Vec<u8>)>,
+    scratch: Vec<u8>,
+    /// The card was given something since it was flushed.
+    fed: bool,
 }
 
 impl Link {
-    pub(super) fn new(mtu: u16) -> Self {
+    pub(super) fn new(mtu: u16, capture: Capture) -> Self {
         Self {
-            mtu: usize::from(mtu),
-            to_stack: VecDeque::new(),
-            to_guest: VecDeque::new(),
+            mtu,
+            card: None,
+            capture,
+            backlog: VecDeque::new(),
+            scratch: Vec::new(),
+            fed: false,
         }
     }
 
-    /// Queues a frame of our own making for the guest; a full queue drops it.
-    pub(super) fn push(&mut self, frame: Vec<u8>) {
-        if self.to_guest.len() < OUTBOX {
-            self.to_guest.push_back(frame);
+    /// Whether the card takes what it is given.
+    pub(super) fn is_free(&self) -> bool {
+        self.backlog.is_empty()
+    }
+
+    /// Gives the card what waits for it, as long as it has buffers.
+    pub(super) fn retry(&mut self) {
+        while let Some((header, frame)) = self.backlog.pop_front() {
+            if !self.offer(&header, &frame) {
+                self.backlog.push_front((header, frame));
+                return;
+            }
         }
+    }
+
+    fn offer(&mut self, header: &NetHeader, frame: &[u8]) -> bool {
+        self.fed = true;
+        self.card.as_ref().is_none_or(|c| c.receive(header, frame))
+    }
+
+    /// Sends a frame to the guest; one that neither the card nor the backlog takes is lost.
+    pub(super) fn push(&mut self, frame: &mut [u8]) {
+        let header = frames::offload(frame, self.mtu);
+        self.capture.frame(frame);
+        let waiting = !self.backlog.is_empty();
+        if (waiting || !self.offer(&header, frame)) && self.backlog.len() < BACKLOG {
+            self.backlog.push_back((header, frame.to_vec()));
+        }
+    }
+
+    /// Notes a frame of the guest.
+    pub(super) fn record(&mut self, frame: &[u8]) {
+        self.capture.frame(frame);
+    }
+
+    /// The end of a batch: the guest is told of what it was given.
+    pub(super) fn flush(&mut self) {
+        if let (Some(card), true) = (&self.card, std::mem::take(&mut self.fed)) {
+            card.flush();
+        }
+        self.capture.flush();
     }
 }
 
-pub(super) struct Received(Vec<u8>);
+/// The wire with the frame on it that smoltcp is to look at next, if any.
+pub(super) struct Wire<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) frame: Option<&'a [u8]>,
+}
 
-impl RxToken for Received {
+pub(super) struct Received<'a>(&'a [u8]);
+
+impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
+        f(self.0)
     }
 }
 
-pub(super) struct Sending<'a>(&'a mut VecDeque<Vec<u8>>);
+pub(super) struct Sending<'a>(&'a mut Link);
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
+        let mut frame = std::mem::take(&mut self.0.scratch);
+        frame.resize(len, 0);
         let result = f(&mut frame);
-        self.0.push_back(frame);
+        self.0.push(&mut frame);
+        self.0.scratch = frame;
         result
     }
 }
 
-impl Device for Link {
-    type RxToken<'a> = Received;
-    type TxToken<'a> = Sending<'a>;
+impl Device for Wire<'_> {
+    type RxToken<'b>
+        = Received<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Sending<'b>
+    where
+        Self: 'b;
 
-    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
-        // An answer needs room too.
-        if self.to_guest.len() >= OUTBOX {
-            return None;
-        }
-        let frame = self.to_stack.pop_front()?;
-        Some((Received(frame), Sending(&mut self.to_guest)))
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sending<'_>)> {
+        let frame = self.frame.take()?;
+        Some((Received(frame), Sending(self.link)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
-        (self.to_guest.len() < OUTBOX).then_some(Sending(&mut self.to_guest))
+        self.link.is_free().then_some(Sending(self.link))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut c = DeviceCapabilities::default();
         c.medium = Medium::Ethernet;
-        c.max_transmission_unit = self.mtu + ETHERNET_HEADER;
-        // What comes from the guest came through its memory, not over a wire.
+        c.max_transmission_unit = STACK_MTU + ETHERNET_HEADER;
+        // What comes from the guest came through its memory, not over a wire; what goes to it is
+        // summed where it is needed.
         c.checksum.ipv4 = Checksum::Both;
-        c.checksum.tcp = Checksum::Tx;
+        c.checksum.tcp = Checksum::None;
         c.checksum.udp = Checksum::Tx;
         c
     }

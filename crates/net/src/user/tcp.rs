@@ -7,25 +7,34 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, sock
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Duration;
-use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::{IpEndpoint, IpListenEndpoint};
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 
 /// Connections at one time; more are refused.
 const MAX_FLOWS: usize = 256;
 /// Bytes of either direction's buffer.
-const BUFFER: usize = 128 << 10;
+const BUFFER: usize = 256 << 10;
+/// A segment of the guest's with at least this many bytes is part of a stream, whose next part waits
+/// for the acknowledgement.
+const STREAM: usize = 512;
+/// How long the acknowledgement of a smaller one waits for an answer to go with (RFC 9293, 3.8.6.3).
+const ACK_DELAY: Duration = Duration::from_millis(2);
 /// A guest that does not answer for this long is gone.
 const TIMEOUT: Duration = Duration::from_secs(75);
 /// Ports of the router for connections that come from outside.
 const EPHEMERAL: std::ops::Range<u16> = 49_152..65_535;
+
+/// The guest's end and the far end as the guest sees it.
+type Key = (SocketAddr, SocketAddr);
 
 /// A connection: its two ends and what each has said.
 #[derive(Debug)]
 struct Flow {
     handle: SocketHandle,
     /// The guest's end and the far end as the guest sees it.
-    key: (SocketAddrV4, SocketAddrV4),
+    key: Key,
     stream: TcpStream,
     connecting: bool,
     readable: bool,
@@ -39,6 +48,8 @@ struct Flow {
 pub(super) struct Tcp {
     sockets: SocketSet<'static>,
     flows: Vec<Flow>,
+    /// smoltcp's sockets by their ends.
+    handles: HashMap<Key, SocketHandle>,
     listeners: Vec<(TcpListener, u16)>,
     next_port: u16,
 }
@@ -65,6 +76,7 @@ impl Tcp {
         Self {
             sockets: SocketSet::new(Vec::new()),
             flows: Vec::new(),
+            handles: HashMap::new(),
             listeners: Vec::new(),
             next_port: EPHEMERAL.start,
         }
@@ -91,9 +103,8 @@ impl Tcp {
 
     /// The guest asks for a connection: begins the host's, and prepares to answer. Nothing happens
     /// for one that is known (the request was repeated) or cannot be begun (smoltcp refuses it).
-    pub(super) fn open(&mut self, guest: SocketAddrV4, shown: SocketAddrV4, to: SocketAddr) {
-        let known = self.flows.iter().any(|f| f.key == (guest, shown));
-        if known || self.flows.len() >= MAX_FLOWS {
+    pub(super) fn open(&mut self, guest: SocketAddr, shown: SocketAddr, to: SocketAddr) {
+        if self.handles.contains_key(&(guest, shown)) || self.flows.len() >= MAX_FLOWS {
             return;
         }
         let Some(stream) = begin_connect(to) else {
@@ -101,7 +112,7 @@ impl Tcp {
         };
         let mut socket = new_socket();
         let local = IpListenEndpoint {
-            addr: Some(IpAddress::Ipv4(*shown.ip())),
+            addr: Some(shown.ip().into()),
             port: shown.port(),
         };
         if socket.listen(local).is_ok() {
@@ -110,14 +121,9 @@ impl Tcp {
         }
     }
 
-    fn add(
-        &mut self,
-        socket: Socket<'static>,
-        key: (SocketAddrV4, SocketAddrV4),
-        stream: TcpStream,
-        connecting: bool,
-    ) {
+    fn add(&mut self, socket: Socket<'static>, key: Key, stream: TcpStream, connecting: bool) {
         let handle = self.sockets.add(socket);
+        self.handles.insert(key, handle);
         self.flows.push(Flow {
             handle,
             key,
@@ -130,23 +136,38 @@ impl Tcp {
         });
     }
 
-    /// Takes connections from outside and begins theirs to the guest.
-    pub(super) fn accept(&mut self, iface: &mut Interface, guest: Ipv4Addr, router: Ipv4Addr) {
+    /// A segment of the guest's with `len` bytes is about to be looked at.
+    pub(super) fn before_segment(&mut self, key: &Key, len: usize) {
+        if let Some(&handle) = self.handles.get(key) {
+            let delay = (len < STREAM).then_some(ACK_DELAY);
+            self.sockets
+                .get_mut::<Socket<'_>>(handle)
+                .set_ack_delay(delay);
+        }
+    }
+
+    /// Takes connections from outside and begins theirs to the guest. `ends` gives the guest's and the
+    /// router's address for the far end's.
+    pub(super) fn accept(
+        &mut self,
+        iface: &mut Interface,
+        ends: impl Fn(SocketAddr) -> (IpAddr, IpAddr),
+    ) {
         for i in 0..self.listeners.len() {
             while self.flows.len() < MAX_FLOWS {
                 let (listener, guest_port) = &self.listeners[i];
-                let (Ok((stream, _)), guest_port) = (listener.accept(), *guest_port) else {
+                let (Ok((stream, peer)), guest_port) = (listener.accept(), *guest_port) else {
                     break;
                 };
                 if stream.set_nonblocking(true).is_err() {
                     continue;
                 }
                 let _ = stream.set_nodelay(true);
-                let to = SocketAddrV4::new(guest, guest_port);
-                let from = SocketAddrV4::new(router, self.ephemeral(to));
+                let (guest, router) = ends(peer);
+                let to = SocketAddr::new(guest, guest_port);
+                let from = SocketAddr::new(router, self.ephemeral(to));
                 let mut socket = new_socket();
-                let remote = IpEndpoint::new(IpAddress::Ipv4(guest), guest_port);
-                let local = IpEndpoint::new(IpAddress::Ipv4(router), from.port());
+                let (remote, local) = (IpEndpoint::from(to), IpEndpoint::from(from));
                 if socket.connect(iface.context(), remote, local).is_ok() {
                     self.add(socket, (to, from), stream, false);
                 }
@@ -155,7 +176,7 @@ impl Tcp {
     }
 
     /// A port of the router that no connection with this end of the guest's uses.
-    fn ephemeral(&mut self, guest: SocketAddrV4) -> u16 {
+    fn ephemeral(&mut self, guest: SocketAddr) -> u16 {
         loop {
             let port = self.next_port;
             self.next_port = if port + 1 == EPHEMERAL.end {
@@ -219,7 +240,7 @@ impl Tcp {
     /// Forgets connections that are closed on both sides. Call it after smoltcp had its say, so that
     /// a reset has been sent.
     pub(super) fn reap(&mut self) {
-        let sockets = &mut self.sockets;
+        let (sockets, handles) = (&mut self.sockets, &mut self.handles);
         self.flows.retain(|f| {
             let state = sockets.get::<Socket<'_>>(f.handle).state();
             // Closed by a reset, a timeout or both ends; in TIME-WAIT nothing is left to be done. A
@@ -227,6 +248,7 @@ impl Tcp {
             let over = matches!(state, State::Closed | State::TimeWait)
                 || state == State::Listen && !f.connecting;
             if over {
+                handles.remove(&f.key);
                 sockets.remove(f.handle);
             }
             !over
@@ -238,16 +260,21 @@ impl Flow {
     fn move_to_guest(&mut self, socket: &mut Socket<'_>) {
         while self.readable && !self.host_closed && socket.can_send() {
             let stream = &mut self.stream;
-            let result = socket.send(|buffer| match stream.read(buffer) {
-                Ok(n) => (n, Ok(n)),
-                Err(e) => (0, Err(e)),
+            let mut room = 0;
+            let result = socket.send(|buffer| {
+                room = buffer.len();
+                match stream.read(buffer) {
+                    Ok(n) => (n, Ok(n)),
+                    Err(e) => (0, Err(e)),
+                }
             });
             match result {
                 Ok(Ok(0)) => {
                     self.host_closed = true;
                     socket.close();
                 }
-                Ok(Ok(_)) => {}
+                // Less than there was room for: that was all.
+                Ok(Ok(n)) => self.readable = n == room,
                 Ok(Err(e)) if e.kind() == ErrorKind::Interrupted => {}
                 Ok(Err(e)) if e.kind() == ErrorKind::WouldBlock => self.readable = false,
                 _ => return self.reset(socket),

@@ -1,17 +1,18 @@
 //! The user network against a guest that is smoltcp in this process, and servers on loopback.
 
 use super::{UserNet, UserNetConfig};
-use crate::{FrameSink, NetBackend, PcapWriter};
+use crate::Capture;
+use mimeo_bus::{NetBackend, NetCard, NetHeader};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{
     EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr,
 };
 use std::collections::VecDeque;
-use std::io::{BufWriter, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -20,27 +21,49 @@ use std::time::{Duration, Instant};
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
+const DNS6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 3);
+const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0x5054, 0xff, 0xfe01, 0x203);
 const MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 1, 2, 3]);
 /// A test that hangs fails after this.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The card: a queue, which may pretend to have no buffers.
+/// The card: two queues; it may pretend to have no buffers. Its guest does without checksums of what
+/// comes in, and takes segments of any length.
 #[derive(Default)]
 struct Card {
+    out: Mutex<VecDeque<Vec<u8>>>,
     frames: Mutex<VecDeque<Vec<u8>>>,
     arrived: Condvar,
     full: AtomicBool,
 }
 
-impl FrameSink for Card {
-    fn frame(&self, frame: &[u8]) -> bool {
+impl NetCard for Card {
+    fn transmit(&self, most: usize, take: &mut dyn FnMut(&NetHeader, &[u8]) -> bool) -> bool {
+        for _ in 0..most {
+            let Some(frame) = self.out.lock().unwrap().pop_front() else {
+                return false;
+            };
+            assert!(take(&NetHeader::default(), &frame));
+        }
+        true
+    }
+
+    fn receive(&self, header: &NetHeader, frame: &[u8]) -> bool {
         if self.full.load(Ordering::SeqCst) {
             return false;
         }
+        let tcp = header.flags & NetHeader::NEEDS_CSUM != 0;
+        assert!(header.gso_type == 0 || tcp && usize::from(header.gso_size) < frame.len() - 54);
         self.frames.lock().unwrap().push_back(frame.to_vec());
-        self.arrived.notify_one();
         true
     }
+
+    fn flush(&self) {
+        self.arrived.notify_one();
+    }
+
+    fn set_link(&self, _up: bool) {}
 }
 
 struct Wire {
@@ -49,7 +72,14 @@ struct Wire {
 }
 
 struct Rx(Vec<u8>);
-struct Tx<'a>(&'a UserNet);
+struct Tx<'a>(&'a Wire);
+
+impl Wire {
+    fn send(&self, frame: &[u8]) {
+        self.card.out.lock().unwrap().push_back(frame.to_vec());
+        self.net.kick();
+    }
+}
 
 impl RxToken for Rx {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -72,17 +102,18 @@ impl Device for Wire {
 
     fn receive(&mut self, _: StackInstant) -> Option<(Rx, Tx<'_>)> {
         let frame = self.card.frames.lock().unwrap().pop_front()?;
-        Some((Rx(frame), Tx(&self.net)))
+        Some((Rx(frame), Tx(self)))
     }
 
     fn transmit(&mut self, _: StackInstant) -> Option<Tx<'_>> {
-        Some(Tx(&self.net))
+        Some(Tx(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut c = DeviceCapabilities::default();
         c.medium = Medium::Ethernet;
-        c.max_transmission_unit = usize::from(self.net.mtu()) + 14;
+        c.max_transmission_unit = usize::from(self.net.mtu().unwrap()) + 14;
+        c.checksum.tcp = Checksum::Tx;
         c
     }
 }
@@ -96,10 +127,10 @@ struct Guest {
 
 impl Guest {
     /// A guest without an address.
-    fn bare(config: UserNetConfig, capture: Option<PcapWriter<BufWriter<std::fs::File>>>) -> Self {
-        let net = UserNet::start(config, capture).unwrap();
+    fn bare(config: UserNetConfig, capture: Capture) -> Self {
+        let net = UserNet::start(config, capture, quiet()).unwrap();
         let card = Arc::new(Card::default());
-        net.attach(Some(card.clone()));
+        net.attach(card.clone());
         let mut wire = Wire { net, card };
         let hardware = HardwareAddress::Ethernet(MAC);
         let iface = Interface::new(Config::new(hardware), &mut wire, StackInstant::ZERO);
@@ -113,9 +144,15 @@ impl Guest {
 
     /// A guest with the address that DHCP would give.
     fn new(config: UserNetConfig) -> Self {
-        let mut g = Self::bare(config, None);
+        let mut g = Self::bare(config, Capture::default());
+        g.iface.update_ip_addrs(|a| {
+            a.push(IpCidr::new(GUEST.into(), 24)).unwrap();
+            a.push(IpCidr::new(GUEST6.into(), 64)).unwrap();
+        });
         g.iface
-            .update_ip_addrs(|a| a.push(IpCidr::new(GUEST.into(), 24)).unwrap());
+            .routes_mut()
+            .add_default_ipv6_route(GATEWAY6)
+            .unwrap();
         g.iface
             .routes_mut()
             .add_default_ipv4_route(GATEWAY)
@@ -141,9 +178,10 @@ impl Guest {
         }
     }
 
-    fn connect(&mut self, to: (Ipv4Addr, u16), local: u16) -> SocketHandle {
+    fn connect(&mut self, to: (impl Into<IpAddr>, u16), local: u16) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; 64 << 10]);
         let mut s = tcp::Socket::new(buffer(), buffer());
+        let to = (IpAddress::from(to.0.into()), to.1);
         s.connect(self.iface.context(), to, local).unwrap();
         self.sockets.add(s)
     }
@@ -176,6 +214,11 @@ impl Guest {
     }
 }
 
+/// Nobody is told anything.
+fn quiet() -> crate::Tell {
+    Arc::new(|_| ())
+}
+
 fn with_host() -> UserNetConfig {
     let mut c = UserNetConfig::default();
     c.policy.allow_host = true;
@@ -188,7 +231,7 @@ fn dhcp_tells_everything() {
         mtu: 9000,
         ..UserNetConfig::default()
     };
-    let mut g = Guest::bare(config, None);
+    let mut g = Guest::bare(config, Capture::default());
     let h = g.sockets.add(dhcpv4::Socket::new());
     let got = g.until("an address", |g| {
         match g.sockets.get_mut::<dhcpv4::Socket<'_>>(h).poll() {
@@ -203,8 +246,8 @@ fn dhcp_tells_everything() {
 }
 
 /// A server that reads to the end, then answers with the sum and as many bytes, then closes.
-fn summing_server() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+fn summing_server(at: &str) -> u16 {
+    let listener = TcpListener::bind(at).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         let (mut s, _) = listener.accept().unwrap();
@@ -222,8 +265,21 @@ fn summing_server() -> u16 {
 /// A megabyte both ways, through a half-closed connection.
 #[test]
 fn a_connection_carries_bytes_both_ways_and_half_closes() {
+    both_ways(GATEWAY.into(), summing_server("127.0.0.1:0"));
+}
+
+#[test]
+fn a_connection_over_ipv6_does_so_too() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        println!("skipped: the host has no IPv6");
+        return;
+    }
+    both_ways(GATEWAY6.into(), summing_server("[::1]:0"));
+}
+
+fn both_ways(to: IpAddr, port: u16) {
     let mut g = Guest::new(with_host());
-    let h = g.connect((GATEWAY, summing_server()), 40_000);
+    let h = g.connect((to, port), 40_000);
     assert!(g.connected(h));
     let data: Vec<u8> = (0..1_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let mut sent = 0;
@@ -343,6 +399,91 @@ fn datagrams_and_names() {
     send(&mut g, (DNS, resolver.port()), b"nothing");
     send(&mut g, (GATEWAY, echo.port()), b"two");
     assert_eq!(g.datagram(h).0, b"e:two");
+}
+
+#[test]
+fn datagrams_and_names_over_ipv6() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        println!("skipped: the host has no IPv6");
+        return;
+    }
+    let mut config = with_host();
+    config.resolver = Some(udp_echo(b"r:"));
+    let mut g = Guest::new(config);
+    let h = g.udp(5000);
+    let s = g.sockets.get_mut::<udp::Socket<'_>>(h);
+    s.send_slice(b"query", (DNS6, 53)).unwrap();
+    let got = g.datagram(h);
+    assert_eq!(got, (b"r:query".to_vec(), IpAddress::Ipv6(DNS6), 53));
+}
+
+/// Sends a frame to all nodes and waits for one that `want` accepts.
+fn ask(g: &mut Guest, frame: &[u8], want: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    g.wire.send(frame);
+    let begun = Instant::now();
+    loop {
+        let frames: Vec<_> = g.wire.card.frames.lock().unwrap().drain(..).collect();
+        if let Some(f) = frames.into_iter().find(|f| want(f)) {
+            return f;
+        }
+        assert!(begun.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// An IPv6 frame of the guest's.
+fn frame6(to: Ipv6Addr, protocol: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
+    let from: Ipv6Addr = "fe80::5054:ff:fe01:203".parse().unwrap();
+    let mut f = [
+        &[0x33, 0x33, 0, 0, 0, 2][..],
+        &MAC.0,
+        &[0x86, 0xdd, 0x60, 0, 0, 0],
+    ]
+    .concat();
+    f.extend((payload.len() as u16).to_be_bytes());
+    f.extend([protocol, hops]);
+    f.extend(from.octets());
+    f.extend(to.octets());
+    f.extend(payload);
+    f
+}
+
+#[test]
+fn a_guest_learns_its_ipv6_network() {
+    let mut g = Guest::bare(UserNetConfig::default(), Capture::default());
+    let all_routers = "ff02::2".parse().unwrap();
+    let solicitation = frame6(all_routers, 58, 255, &[133, 0, 0, 0, 0, 0, 0, 0]);
+    let advertised = ask(&mut g, &solicitation, |f| f.get(54) == Some(&134));
+    assert_eq!((advertised[20], advertised[21]), (58, 255));
+    // The prefix behind its option's head, lifetimes and a gap.
+    let prefix = [0xfe, 0xc0, 0, 0, 0, 0, 0, 0];
+    assert!(advertised.windows(8).any(|w| w == prefix));
+    assert!(advertised.ends_with(&DNS6.octets()));
+    // DHCPv6: an information request from port 546 to 547.
+    let ask6 = [2, 34, 2, 35, 0, 12, 0, 0, 11, 7, 7, 7];
+    let agents = "ff02::1:2".parse().unwrap();
+    let reply = ask(&mut g, &frame6(agents, 17, 1, &ask6), |f| {
+        f.get(54..58) == Some(&[2, 35, 2, 34])
+    });
+    assert_eq!(reply[62..66], [7, 7, 7, 7]);
+    assert!(reply.ends_with(&DNS6.octets()));
+}
+
+#[test]
+fn the_person_is_told_once_of_what_is_refused() {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let log = said.clone();
+    let tell: crate::Tell = Arc::new(move |s| log.lock().unwrap().push(s.to_owned()));
+    let net = UserNet::start(UserNetConfig::default(), Capture::default(), tell).unwrap();
+    let mut g = Guest::new(UserNetConfig::default());
+    net.attach(g.wire.card.clone());
+    g.wire.net = net;
+    for port in [80, 81] {
+        let h = g.connect((GATEWAY, port), 42_000 + port);
+        assert!(!g.connected(h));
+    }
+    let said = said.lock().unwrap();
+    assert!(said.len() == 1 && said[0].contains("port 80") && said[0].contains("--allow-host"));
 }
 
 #[test]
@@ -470,12 +611,12 @@ fn nothing_is_lost_while_the_card_has_no_buffers() {
     let writer = thread::spawn(move || host.write_all(&copy).unwrap());
     // Some go-round while nothing can be delivered.
     for _ in 0..20 {
-        g.wire.net.ready();
+        g.wire.net.kick();
         thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(g.wire.card.frames.lock().unwrap().len(), 0);
     g.wire.card.full.store(false, Ordering::SeqCst);
-    g.wire.net.ready();
+    g.wire.net.kick();
     let mut got = 0;
     g.until("all bytes", |g| {
         while g.tcp(h).can_recv() {
@@ -491,8 +632,8 @@ fn nothing_is_lost_while_the_card_has_no_buffers() {
 fn broken_frames_do_no_harm() {
     let path = std::env::temp_dir().join(format!("mimeo-net-{}.pcap", std::process::id()));
     let file = std::fs::File::create(&path).unwrap();
-    let capture = PcapWriter::new(BufWriter::new(file)).unwrap();
-    let mut g = Guest::bare(with_host(), Some(capture));
+    let capture = Capture::new(Some(file)).unwrap();
+    let mut g = Guest::bare(with_host(), capture);
     let mut random = 88_172_645_463_325_252u64;
     let mut next = move || {
         random ^= random << 13;
@@ -513,24 +654,36 @@ fn broken_frames_do_no_harm() {
     for i in 0..3000 {
         let mut f = base.clone();
         f[23] = [1, 2, 6, 17, 58][next() % 5];
+        if next() % 3 == 0 {
+            // The same bytes as IPv6: version, next header, hop limit, addresses of the network.
+            (f[12], f[13]) = (0x86, 0xdd);
+            f[14] = 0x60;
+            f[18..20].copy_from_slice(&(next() as u16 % 64).to_be_bytes());
+            f[20] = [0, 6, 17, 58][next() % 4];
+            f.resize(54, 0);
+            f[38..54].copy_from_slice(&GATEWAY6.octets());
+            f.extend((0..next() % 64).map(|_| next() as u8));
+        }
         for _ in 0..next() % 5 {
             let at = next() % f.len();
             f[at] = next() as u8;
         }
         // The header's checksum right, so that what is behind it is looked at.
-        (f[24], f[25]) = (0, 0);
-        let sum: u32 = f[14..34]
-            .chunks(2)
-            .map(|c| u32::from(c[0]) << 8 | u32::from(c[1]))
-            .sum();
-        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-        f[24..26].copy_from_slice(&sum.to_be_bytes());
+        if f[12] == 8 {
+            (f[24], f[25]) = (0, 0);
+            let sum: u32 = f[14..34]
+                .chunks(2)
+                .map(|c| u32::from(c[0]) << 8 | u32::from(c[1]))
+                .sum();
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            f[24..26].copy_from_slice(&sum.to_be_bytes());
+        }
         f.truncate(if next() % 4 == 0 {
             next() % f.len()
         } else {
             f.len()
         });
-        g.wire.net.send(&f);
+        g.wire.send(&f);
         if i % 500 == 0 {
             thread::sleep(Duration::from_millis(5));
         }
@@ -561,12 +714,14 @@ fn senseless_configurations_are_refused() {
     let bad = |change: fn(&mut UserNetConfig)| {
         let mut c = UserNetConfig::default();
         change(&mut c);
-        UserNet::start(c, None).unwrap_err().to_string()
+        UserNet::start(c, Capture::default(), quiet())
+            .unwrap_err()
+            .to_string()
     };
     assert!(bad(|c| c.mtu = 100).contains("MTU"));
     assert!(bad(|c| c.prefix = 31).contains("prefix"));
     assert!(bad(|c| c.dns = Ipv4Addr::new(10, 0, 3, 3)).contains("one network"));
-    assert!(bad(|c| c.guest = Ipv4Addr::new(10, 0, 2, 255)).contains("one network"));
+    assert!(bad(|c| c.guest = Ipv4Addr::new(10, 0, 2, 255)).contains("first or last"));
     assert!(bad(|c| c.dns = c.gateway).contains("differ"));
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -574,7 +729,9 @@ fn senseless_configurations_are_refused() {
         publish: vec![format!("{port}:80").parse().unwrap()],
         ..UserNetConfig::default()
     };
-    let e = UserNet::start(c, None).unwrap_err().to_string();
+    let e = UserNet::start(c, Capture::default(), quiet())
+        .unwrap_err()
+        .to_string();
     assert!(
         e.contains(&format!("127.0.0.1:{port}")) && e.contains("another host port"),
         "{e}"

@@ -3,7 +3,7 @@
 use super::frames::{self, Macs};
 use super::link::Link;
 use std::collections::HashMap;
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// Conversations at one time; the one silent for longest makes room.
@@ -14,7 +14,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 const BATCH: usize = 64;
 
 /// Both ends as the guest sees them.
-type Key = (SocketAddrV4, SocketAddrV4);
+type Key = (SocketAddr, SocketAddr);
 
 #[derive(Debug)]
 struct Flow {
@@ -63,15 +63,18 @@ impl Udp {
         }
     }
 
-    /// A datagram of the guest to the router: an answer to a published port's peer?
-    pub(super) fn answer_peer(&mut self, from: SocketAddrV4, port: u16, data: &[u8]) {
-        if let Some((index, peer, last)) = self.peers.get_mut(&port) {
-            let published = &self.published[*index];
-            if published.guest_port == from.port() {
-                *last = Instant::now();
-                let _ = published.socket.send_to(data, *peer);
-            }
+    /// A datagram of the guest to the router: whether it was an answer to a published port's peer.
+    pub(super) fn answer_peer(&mut self, from: SocketAddr, port: u16, data: &[u8]) -> bool {
+        let Some((index, peer, last)) = self.peers.get_mut(&port) else {
+            return false;
+        };
+        let published = &self.published[*index];
+        if published.guest_port != from.port() {
+            return false;
         }
+        *last = Instant::now();
+        let _ = published.socket.send_to(data, *peer);
+        true
     }
 
     fn make_room(&mut self) {
@@ -105,39 +108,41 @@ impl Udp {
         flows.chain(self.published.iter().map(|p| &p.socket))
     }
 
-    /// Takes what has arrived and makes frames of it.
+    /// Takes what has arrived and makes frames of it. `ends` gives the guest's and the router's address
+    /// for a published socket's.
     pub(super) fn receive(
         &mut self,
         link: &mut Link,
         macs: Macs,
-        guest: SocketAddrV4,
-        router: SocketAddrV4,
-        max: usize,
+        ends: impl Fn(SocketAddr) -> (IpAddr, IpAddr),
+        buffer: &mut [u8],
     ) {
-        let mut buffer = vec![0; 65_536];
+        let mut push = |from, to, data: &[u8]| {
+            if let Some(mut frame) = frames::udp(macs, from, to, data) {
+                link.push(&mut frame);
+            }
+        };
         for ((inside, outside), flow) in &mut self.flows {
             for _ in 0..BATCH {
                 // An error is an ICMP message about an earlier datagram, or nothing more.
-                let Ok(n) = flow.socket.recv(&mut buffer) else {
+                let Ok(n) = flow.socket.recv(buffer) else {
                     break;
                 };
                 flow.last = Instant::now();
-                if n <= max {
-                    link.push(frames::udp(macs, *outside, *inside, &buffer[..n]));
-                }
+                push(*outside, *inside, &buffer[..n]);
             }
         }
         for index in 0..self.published.len() {
             for _ in 0..BATCH {
-                let Ok((n, peer)) = self.published[index].socket.recv_from(&mut buffer) else {
+                let Ok((n, peer)) = self.published[index].socket.recv_from(buffer) else {
                     break;
                 };
-                let Some(port) = self.peer_port(index, peer).filter(|_| n <= max) else {
+                let Some(port) = self.peer_port(index, peer) else {
                     continue;
                 };
-                let to = SocketAddrV4::new(*guest.ip(), self.published[index].guest_port);
-                let from = SocketAddrV4::new(*router.ip(), port);
-                link.push(frames::udp(macs, from, to, &buffer[..n]));
+                let (guest, router) = ends(peer);
+                let to = SocketAddr::new(guest, self.published[index].guest_port);
+                push(SocketAddr::new(router, port), to, &buffer[..n]);
             }
         }
     }
