@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 use mimeo_arch_x86::cpuid::Feature;
 use mimeo_machines::spec::{
-    BoardKind, DiskFormat, DiskSpec, EngineKind, OnTripleFault, OptionalDevice, ShareSpec,
-    SpecError, Transport, VsockSpec, parse_size,
+    AllowHost, BoardKind, DiskFormat, DiskSpec, EngineKind, IpNet, Mac, NetSpec, OnTripleFault,
+    OptionalDevice, Publish, ShareSpec, SpecError, Transport, VsockSpec, parse_size,
 };
 use mimeo_replay::lockstep::Stride;
 use std::path::PathBuf;
@@ -102,6 +102,12 @@ Examples:
       Two disks, /dev/vda and /dev/vdb; what is written to the second is forgotten.
   mimeo run debian --share .:here --share /usr/share/doc:doc:ro
       Two folders of the host's: mount -t virtiofs here /mnt, in the guest.
+  mimeo run debian --publish 8080:80
+      Port 8080 of this host leads to port 80 of the guest.
+  mimeo run debian --net switch=lab
+      One of several machines on a network of their own.
+  mimeo run debian --deny-net 0.0.0.0/0 --deny-net ::/0 --allow-host=192.0.2.7 --pcap net.pcap
+      A guest that reaches one address, and a record of what it sent.
   mimeo run debian -m 1G --cpus 4 --cpu x86-64-v2,+sha
       More memory, more CPUs, another CPU model.
 
@@ -182,6 +188,30 @@ pub struct MachineArgs {
     /// Without the flag a machine with a name has one for mimeo exec and mimeo cp.
     #[arg(long, value_name = "cid=N,path=SOCKET|off")]
     pub vsock: Option<VsockArg>,
+    /// What the network card is connected to: user (a NAT in the process, the default), none,
+    /// tap=INTERFACE, switch=NAME (shared by the user's machines; vlan=N puts the port into a VLAN),
+    /// passt (starts Debian's passt) or passt=SOCKET.
+    #[arg(
+        long,
+        value_name = "user[,dns=ADDRESS]|none|tap=NAME|switch=NAME[,vlan=N]|passt[=SOCKET]"
+    )]
+    pub net: Option<NetSpec>,
+    /// The network card's address.
+    #[arg(long, value_name = "ADDRESS")]
+    pub mac: Option<Mac>,
+    /// Let a port of this host lead into the guest (user network).
+    #[arg(long, value_name = "[ADDRESS:]HOSTPORT:GUESTPORT[/udp]")]
+    pub publish: Vec<Publish>,
+    /// Let the guest reach this host: its loopback at 10.0.2.2 and fec0::2, its other addresses; or, with
+    /// a value, an address or network that --deny-net denies (user network).
+    #[arg(long, value_name = "ADDRESS[/BITS]", num_args = 0..=1, require_equals = true, default_missing_value = "host")]
+    pub allow_host: Vec<AllowHost>,
+    /// Keep the guest from an address or network; 0.0.0.0/0 and ::/0 are everything (user network).
+    #[arg(long, value_name = "ADDRESS[/BITS]")]
+    pub deny_net: Vec<IpNet>,
+    /// Record all frames into FILE, for tshark and tcpdump.
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
     /// What a triple fault does: exit (report it and end) or reset (as a PC does).
     #[arg(long, value_name = "WHAT", default_value_t = OnTripleFault::Exit)]
     pub on_triple_fault: OnTripleFault,

@@ -2,7 +2,7 @@
 //! the guest finds them: disks first, so that their names do not depend on what else there is.
 
 use crate::status::Failure;
-use crate::vsock;
+use crate::{net, vsock};
 use anyhow::anyhow;
 use mimeo_backends::{DiskOptions, OpenDisk, ServerThread, host_entropy};
 use mimeo_bus::MessageServer;
@@ -33,6 +33,9 @@ pub fn insert(spec: &MachineSpec, jail: bool) -> Result<Vec<Box<dyn VirtioDevice
     }
     if let Some(spec) = &spec.vsock {
         cards.push(Box::new(vsock::card(spec, vsock::Reach::Sockets)?));
+    }
+    if let Some(card) = net::card(spec)? {
+        cards.push(Box::new(card));
     }
     Ok(cards)
 }

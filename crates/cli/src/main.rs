@@ -6,6 +6,7 @@ mod deterministic;
 mod disk;
 mod guest;
 mod host;
+mod net;
 mod payload;
 mod run;
 mod status;

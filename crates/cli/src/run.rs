@@ -10,6 +10,7 @@ use mimeo_arch_x86::cpuid::FeatureSet;
 use mimeo_bus::{NullStream, StreamHost};
 use mimeo_jail::{Calls, JailError};
 use mimeo_machines::machine::{self, BuildError, Machine, MachineHost};
+use mimeo_machines::spec::NetSpec;
 use mimeo_machines::time::MachineTime;
 use mimeo_machines::{EngineTuning, MachineSpec};
 use mimeo_vm::{OnReset, Outcome, Vm, VmError};
@@ -33,6 +34,12 @@ fn spec(args: &MachineArgs) -> MachineSpec {
             Some(VsockArg::On(spec)) => Some(spec.clone()),
             Some(VsockArg::Off) | None => None,
         },
+        net: args.net.clone().unwrap_or_default(),
+        mac: args.mac,
+        publish: args.publish.clone(),
+        allow_host: args.allow_host.clone(),
+        deny_net: args.deny_net.clone(),
+        pcap: args.pcap.clone(),
         on_triple_fault: args.on_triple_fault,
     }
 }
@@ -100,7 +107,16 @@ pub fn manifest(args: &MachineArgs) -> Result<Status, Failure> {
 }
 
 /// Boots a machine and stays with it until it ends.
-pub fn run(args: RunArgs) -> Result<Status, Failure> {
+pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
+    if args.deterministic() {
+        // Only who asked for a network misses it.
+        let net = args.machine.net.get_or_insert(NetSpec::None);
+        if *net != NetSpec::None {
+            return Err(Failure::usage(anyhow!(
+                "a network cannot be recorded or replayed: its frames come at the world's pace; leave out --net"
+            )));
+        }
+    }
     // Everything that a person can get wrong comes before anything that takes time.
     spec(&args.machine).validate().map_err(Failure::usage)?;
     let boot = boot(&args)?.open(args.deterministic())?;
@@ -112,6 +128,7 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
         }
         return deterministic::run(&args, boot);
     }
+    let machine_net = spec(&args.machine).net;
     let switch = StopSwitch::default();
     let serial = host::serial(&args.serial, switch.clone())?;
     let machine = build(&args.machine, host::time()?, serial.link(), !args.no_jail)?;
@@ -133,7 +150,8 @@ pub fn run(args: RunArgs) -> Result<Status, Failure> {
     switch.connect(move || handle.stop());
     if !args.no_jail {
         let folders = !args.machine.shares.is_empty();
-        say(mimeo_jail::restrict_calls(Calls { folders }));
+        let sockets = matches!(machine_net, NetSpec::User { .. });
+        say(mimeo_jail::restrict_calls(Calls { folders, sockets }));
     }
     vm.start().map_err(Failure::host)?;
     let outcome = vm.run(deadline);

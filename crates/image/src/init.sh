@@ -41,6 +41,16 @@ plug
 # The power button.
 [ -c /dev/input/event0 ] && acpid
 [ -c /dev/vsock ] && [ -x /bin/mimeo-agent ] && /bin/mimeo-agent </dev/null >/dev/null 2>&1 &
+# The first network card: addresses by router advertisement (at once: nobody else can have ours) and by
+# DHCP, which goes on in the background where nobody answers.
+if [ -e /sys/class/net/eth0 ]; then
+	for set in dad_transmits router_solicitation_delay; do
+		echo 0 >/proc/sys/net/ipv6/conf/eth0/$set
+	done 2>/dev/null
+	ip link set eth0 up
+	modprobe -q af_packet 2>/dev/null
+	udhcpc -i eth0 -b -t 3 -T 1 -s /etc/udhcpc.script >/dev/null 2>&1
+fi
 
 tty=/dev/$(sed 's/.* //' /sys/class/tty/console/active)
 [ -c "$tty" ] || tty=/dev/console

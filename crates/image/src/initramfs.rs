@@ -14,6 +14,9 @@ export MIMEO_GREETED=1
 echo \"Linux $(uname -r) with busybox, in Mimeo. poweroff, exit or Ctrl-D ends the machine.\"
 ";
 
+/// What udhcpc calls with what it has learned.
+const UDHCPC: &[u8] = include_bytes!("udhcpc.sh");
+
 /// Makes the archive around a static busybox.
 pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
     let mut c = Cpio::new();
@@ -46,6 +49,7 @@ pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
     // What busybox's acpid runs when the power button is pressed.
     let button: &[u8] = b"#!/bin/sh\nexec kill -USR2 1\n";
     c.file("etc/acpi/PWRF/00000080", 0o755, button);
+    c.file("etc/udhcpc.script", 0o755, UDHCPC);
     c.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     c.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\n");
     c.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n");
@@ -73,11 +77,13 @@ mod tests {
     }
 
     #[test]
-    fn the_script_is_shell() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/init.sh");
-        match Command::new("sh").args(["-n", path]).output() {
-            Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
-            Err(_) => println!("skipped: no sh"),
+    fn the_scripts_are_shell() {
+        for path in ["/src/init.sh", "/src/udhcpc.sh"] {
+            let path = format!("{}{path}", env!("CARGO_MANIFEST_DIR"));
+            match Command::new("sh").args(["-n", &path]).output() {
+                Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
+                Err(_) => println!("skipped: no sh"),
+            }
         }
     }
 }

@@ -68,6 +68,21 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrandom,
 ];
 
+/// What the user network calls besides, for a guest's connections: `socket` is in `allow_list` with its
+/// families.
+const SOCKETS: &[libc::c_long] = &[
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_accept4,
+    libc::SYS_shutdown,
+];
+
 /// What a file server calls besides. Where they lead is Landlock's affair: the threads that serve
 /// no folder reach none.
 const FOLDERS: &[libc::c_long] = &[
@@ -96,6 +111,8 @@ const FOLDERS: &[libc::c_long] = &[
 pub struct Calls {
     /// It serves folders of the host's.
     pub folders: bool,
+    /// It makes sockets of the internet families while it runs.
+    pub sockets: bool,
 }
 
 /// Calls that no running monitor makes by mistake: whoever makes them is not us.
@@ -140,6 +157,11 @@ fn no_writable_code(index: u8) -> Result<Vec<SeccompRule>, BackendError> {
 fn allow_list(calls: Calls) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|&n| (n, Vec::new())).collect();
+    if calls.sockets {
+        rules.extend(SOCKETS.iter().map(|&n| (n, Vec::new())));
+        let families = [libc::AF_INET, libc::AF_INET6].map(|f| f as u64);
+        rules.insert(libc::SYS_socket, one_of(0, &families)?);
+    }
     rules.insert(libc::SYS_mmap, no_writable_code(2)?);
     rules.insert(libc::SYS_mprotect, no_writable_code(2)?);
     let terminal = [
@@ -149,6 +171,7 @@ fn allow_list(calls: Calls) -> Result<BpfProgram, BackendError> {
         libc::TCSETSF,
         libc::TIOCGWINSZ,
         libc::FIONREAD,
+        libc::FIONBIO,
     ];
     rules.insert(libc::SYS_ioctl, one_of(1, &terminal)?);
     let mut fcntl = vec![libc::F_GETFL, libc::F_SETFL, libc::F_GETFD];

@@ -1,9 +1,12 @@
 //! What a machine is to be: serialisable, validated before anything is built.
 
 mod disk;
+mod net;
 mod share;
 
 pub use disk::{DiskFormat, DiskSpec};
+pub use mimeo_net::{IpNet, Mac, Publish};
+pub use net::{AllowHost, NetSpec};
 pub use share::{ShareProtocol, ShareSpec};
 
 use serde::{Deserialize, Serialize};
@@ -138,6 +141,18 @@ pub struct MachineSpec {
     pub shares: Vec<ShareSpec>,
     /// A socket device (virtio-vsock).
     pub vsock: Option<VsockSpec>,
+    /// What the network card (virtio-net) is connected to.
+    pub net: NetSpec,
+    /// The card's address; one is made up if none is given.
+    pub mac: Option<Mac>,
+    /// Ports of the host that lead into the guest (user network).
+    pub publish: Vec<Publish>,
+    /// What the guest may reach although it would not (user network).
+    pub allow_host: Vec<AllowHost>,
+    /// What the guest may not reach (user network).
+    pub deny_net: Vec<IpNet>,
+    /// The file into which all frames are recorded.
+    pub pcap: Option<PathBuf>,
     /// What a triple fault does.
     pub on_triple_fault: OnTripleFault,
 }
@@ -156,6 +171,12 @@ impl Default for MachineSpec {
             disks: Vec::new(),
             shares: Vec::new(),
             vsock: None,
+            net: NetSpec::default(),
+            mac: None,
+            publish: Vec::new(),
+            allow_host: Vec::new(),
+            deny_net: Vec::new(),
+            pcap: None,
             on_triple_fault: OnTripleFault::default(),
         }
     }
@@ -195,6 +216,17 @@ pub enum SpecError {
     /// The same tag twice.
     #[error("two shared folders have the tag {0}: give each its own")]
     Tag(String),
+    /// Not a network.
+    #[error(
+        "`{0}` is not a network: write user[,dns=ADDRESS], none, tap=INTERFACE, switch=NAME[,vlan=N] or passt[=SOCKET]"
+    )]
+    Net(String),
+    /// Not something that can be allowed.
+    #[error("`{0}` cannot be allowed: write host, or an address or network such as 192.168.1.0/24")]
+    AllowHost(String),
+    /// A rule for the user network and another network.
+    #[error("{0} belongs to the user network, not to `{1}`: leave it out, or use --net user")]
+    NetRule(&'static str, NetSpec),
     /// The same optional device twice.
     #[error("the device {0} was given twice: once is enough")]
     Twice(String),
@@ -225,7 +257,16 @@ impl MachineSpec {
                 return Err(SpecError::Twice(d.to_string()));
             }
         }
-        Ok(())
+        let rules = [
+            ("--publish", !self.publish.is_empty()),
+            ("--allow-host", !self.allow_host.is_empty()),
+            ("--deny-net", !self.deny_net.is_empty()),
+        ];
+        let user = matches!(self.net, NetSpec::User { .. });
+        match rules.iter().find(|(_, given)| *given && !user) {
+            Some((rule, _)) => Err(SpecError::NetRule(rule, self.net.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Whether an optional device was asked for.

@@ -19,7 +19,7 @@ pub struct Mac([u8; 6]);
 impl Mac {
     /// An address that is locally administered and otherwise made of `seed`'s low 40 bits.
     #[must_use]
-    pub fn local(seed: u64) -> Self {
+    pub const fn local(seed: u64) -> Self {
         let [a, b, c, d, e, ..] = seed.to_le_bytes();
         Self([0x52, a, b, c, d, e])
     }

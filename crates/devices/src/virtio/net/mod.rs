@@ -81,6 +81,7 @@ pub struct VirtioNetV1 {
 /// A network card.
 pub struct VirtioNet {
     mac: Mac,
+    backend: Arc<dyn NetBackend>,
     card: Arc<Card>,
     control: Option<(VirtQueue, Arc<GuestMemory>, Arc<Interrupts>)>,
     features: u64,
@@ -98,10 +99,11 @@ impl VirtioNet {
         if !unicast(mac) {
             mac[0] &= !1;
         }
-        let card = Card::new(mac, backend.clone());
+        let card = Card::new(mac, backend.offloads());
         backend.attach(card.clone());
         Self {
             mac,
+            backend,
             card,
             control: None,
             features: 0,
@@ -177,11 +179,7 @@ impl VirtioDevice for VirtioNet {
 
     fn features(&self) -> u64 {
         use feature::*;
-        let mtu = if self.card.backend.mtu().is_some() {
-            MTU
-        } else {
-            0
-        };
+        let mtu = if self.backend.mtu().is_some() { MTU } else { 0 };
         mtu | CSUM
             | GUEST_OFFLOADS
             | CTRL_GUEST_OFFLOADS
@@ -222,7 +220,7 @@ impl VirtioDevice for VirtioNet {
         let up = u16::from(self.card.link.load(Ordering::SeqCst));
         c.extend(up.to_le_bytes());
         c.extend(1u16.to_le_bytes());
-        c.extend(self.card.backend.mtu().unwrap_or(0).to_le_bytes());
+        c.extend(self.backend.mtu().unwrap_or(0).to_le_bytes());
         c
     }
 
@@ -251,7 +249,7 @@ impl VirtioDevice for VirtioNet {
         rx.offloads = features & feature::GUEST_OFFLOADS;
         rx.active = rx_queue.map(active);
         drop(rx);
-        self.card.backend.kick();
+        self.backend.kick();
     }
 
     fn notify(&mut self, queue: u16) {
@@ -259,10 +257,10 @@ impl VirtioDevice for VirtioNet {
             // Buffers matter only to a network that had too few.
             RECEIVE => {
                 if self.card.starved.swap(false, Ordering::SeqCst) {
-                    self.card.backend.kick();
+                    self.backend.kick();
                 }
             }
-            TRANSMIT => self.card.backend.kick(),
+            TRANSMIT => self.backend.kick(),
             _ => self.run_control(),
         }
     }
@@ -274,7 +272,7 @@ impl VirtioDevice for VirtioNet {
         lock(&self.card.tx).clear();
         lock(&self.card.rx).clear(self.mac);
         // What waited for buffers is to be thrown away.
-        self.card.backend.kick();
+        self.backend.kick();
     }
 
     fn positions(&self) -> Vec<(u16, u16)> {
@@ -301,7 +299,7 @@ impl VirtioDevice for VirtioNet {
     fn set_paused(&mut self, paused: bool) {
         lock(&self.card.tx).paused = paused;
         lock(&self.card.rx).paused = paused;
-        self.card.backend.kick();
+        self.backend.kick();
     }
 
     fn save(&self) -> DeviceV1 {
