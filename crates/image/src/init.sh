@@ -30,7 +30,6 @@ for word in $(cat /proc/cmdline); do
 	esac
 done
 hostname "$HOST"
-ip link set lo up 2>/dev/null
 for module in $MODULES; do modprobe -q "$module"; done
 # Drivers for what is there: first the buses, then what is on them.
 plug() {
@@ -51,6 +50,8 @@ if [ -e /sys/class/net/eth0 ]; then
 	modprobe -q af_packet 2>/dev/null
 	udhcpc -i eth0 -b -t 3 -T 1 -s /etc/udhcpc.script >/dev/null 2>&1
 fi
+# After the card: the kernel looks at links once a second, and IPv6 waits for that.
+ip link set lo up 2>/dev/null
 
 tty=/dev/$(sed 's/.* //' /sys/class/tty/console/active)
 [ -c "$tty" ] || tty=/dev/console
