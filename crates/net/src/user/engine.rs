@@ -166,7 +166,7 @@ impl Engine {
     }
 
     /// Shows smoltcp a frame.
-    fn to_stack(&mut self, frame: &[u8]) {
+    fn show_stack(&mut self, frame: &[u8]) {
         let now = self.now();
         let mut wire = Wire {
             link: &mut self.link,
@@ -191,7 +191,7 @@ impl Engine {
         }
         let p = match frames::parse(frame) {
             // Only for our own addresses: the guest looks whether another has its own.
-            Frame::Arp(target) if self.config.ours(target.into()) => return self.to_stack(frame),
+            Frame::Arp(target) if self.config.ours(target.into()) => return self.show_stack(frame),
             Frame::Ip(p) => p,
             Frame::Arp(_) | Frame::Other => return,
         };
@@ -218,7 +218,7 @@ impl Engine {
                 ra::NEIGHBOUR_SOLICITATION => {
                     let ours = ra::target(p.payload).is_some_and(|t| self.config.ours(t.into()));
                     if ours {
-                        self.to_stack(frame);
+                        self.show_stack(frame);
                     }
                     return;
                 }
@@ -226,7 +226,7 @@ impl Engine {
             }
         }
         if self.config.ours(p.destination) {
-            return self.to_stack(frame);
+            return self.show_stack(frame);
         }
         if let Way::To(to) = self.config.way(p.destination) {
             self.icmp.send(p.source, p.destination, to, p.payload);
@@ -277,7 +277,7 @@ impl Engine {
         if !tcp.syn() {
             self.tcp
                 .before_segment(&(guest, shown), tcp.payload().len());
-            return self.to_stack(frame);
+            return self.show_stack(frame);
         }
         if !tcp.ack()
             && guest.port() != 0
@@ -288,8 +288,8 @@ impl Engine {
         }
         // At once, so that a socket that listens for it gets this request and no other.
         match frames::without_mss(frame, self.config.mtu) {
-            Some(copy) => self.to_stack(&copy),
-            None => self.to_stack(frame),
+            Some(copy) => self.show_stack(&copy),
+            None => self.show_stack(frame),
         }
     }
 
