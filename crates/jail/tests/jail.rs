@@ -135,7 +135,11 @@ fn play_serving() {
     });
     let caged = told.recv().unwrap();
     let _ = mimeo_jail::restrict_files(&[]);
-    mimeo_jail::restrict_calls(Calls { folders: true }).unwrap();
+    mimeo_jail::restrict_calls(Calls {
+        folders: true,
+        ..Calls::default()
+    })
+    .unwrap();
     ask.send(()).unwrap();
     server.join().unwrap();
     let how = rustix::fs::ResolveFlags::empty();
@@ -161,4 +165,40 @@ fn a_server_reaches_its_folder_only() {
         }
     }
     assert!(status.success());
+}
+
+/// A network's thread, which is from before Landlock, makes internet sockets and no others; the other
+/// threads do not reach TCP where Landlock knows it.
+fn play_networking() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    let (ask, asked) = mpsc::channel::<()>();
+    let network = std::thread::spawn(move || {
+        asked.recv().unwrap();
+        let stream = std::net::TcpStream::connect(to).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream.set_nodelay(true).unwrap();
+        assert!(stream.take_error().unwrap().is_none());
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.connect(to).unwrap();
+        let denied = std::os::unix::net::UnixDatagram::unbound().unwrap_err();
+        assert_eq!(denied.kind(), ErrorKind::PermissionDenied);
+    });
+    let _ = mimeo_jail::restrict_files(&[]);
+    mimeo_jail::restrict_calls(Calls {
+        sockets: true,
+        ..Calls::default()
+    })
+    .unwrap();
+    ask.send(()).unwrap();
+    network.join().unwrap();
+}
+
+#[test]
+fn a_network_makes_internet_sockets_only() {
+    if role().is_some() {
+        play_networking();
+        return;
+    }
+    assert!(child("a_network_makes_internet_sockets_only", "inner").success());
 }
