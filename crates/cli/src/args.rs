@@ -174,6 +174,13 @@ pub struct MachineArgs {
     /// An entropy device (virtio-rng) that hands the guest the host's random bytes: on or off.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
     pub rng: bool,
+    /// A memory balloon (virtio-balloon): pages that the guest has no use for go back to the host, on
+    /// or off.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = clap::ArgAction::Set)]
+    pub balloon: bool,
+    /// Memory that the balloon asks the guest to give up: a number with M or G.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
+    pub balloon_size: u64,
     /// Add a disk (virtio-blk): an image file or block device, raw or, by its name or with
     /// format=qcow2, qcow2. `ro`: the guest cannot write. `snapshot`: what it writes is gone
     /// afterwards. `serial=TEXT`, `queues=N`: what the guest sees.
@@ -243,6 +250,10 @@ pub struct RunArgs {
     /// Where the first serial port leads: stdio, file:PATH or none.
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub serial: SerialTarget,
+    /// Where a virtio console (hvc0 in the guest) leads: stdio, file:PATH or none. For a shell on it:
+    /// --console stdio --serial none --append console=hvc0.
+    #[arg(long, value_name = "WHERE", default_value = "none")]
+    pub console: SerialTarget,
     /// End the machine after this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,

@@ -5,22 +5,28 @@ use crate::status::Failure;
 use crate::{net, vsock};
 use anyhow::anyhow;
 use mimeo_backends::{DiskOptions, OpenDisk, ServerThread, host_entropy};
-use mimeo_bus::MessageServer;
+use mimeo_bus::{MessageServer, StreamHost};
 use mimeo_devices::virtio::VirtioDevice;
+use mimeo_devices::virtio::balloon::VirtioBalloon;
 use mimeo_devices::virtio::block::VirtioBlock;
+use mimeo_devices::virtio::console::VirtioConsole;
 use mimeo_devices::virtio::rng::VirtioRng;
 use mimeo_devices::virtio::share::VirtioShare;
 use mimeo_jail::Folder;
 use mimeo_machines::MachineSpec;
-use mimeo_machines::spec::{DiskSpec, ShareProtocol, ShareSpec, Transport};
+use mimeo_machines::spec::{DiskSpec, ShareProtocol, ShareSpec};
 use mimeo_share::{Fuse, NineP, Tree};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Makes the devices that `spec` names. With `jail`, the threads behind disks and folders give up
-/// all other files.
-pub fn insert(spec: &MachineSpec, jail: bool) -> Result<Vec<Box<dyn VirtioDevice>>, Failure> {
+/// Makes the devices that `spec` names, and a console at `console`. With `jail`, the threads behind
+/// disks and folders give up all other files.
+pub fn insert(
+    spec: &MachineSpec,
+    console: Option<Arc<dyn StreamHost>>,
+    jail: bool,
+) -> Result<Vec<Box<dyn VirtioDevice>>, Failure> {
     let mut cards: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (i, disk) in spec.disks.iter().enumerate() {
         cards.push(Box::new(open_disk(i, disk, spec.cpus, jail)?));
@@ -31,6 +37,14 @@ pub fn insert(spec: &MachineSpec, jail: bool) -> Result<Vec<Box<dyn VirtioDevice
     if spec.rng {
         cards.push(Box::new(VirtioRng::new(Box::new(host_entropy))));
     }
+    if let Some(host) = console {
+        let console = VirtioConsole::new(host.clone());
+        host.connect(console.stream());
+        cards.push(Box::new(console));
+    }
+    if spec.balloon {
+        cards.push(Box::new(VirtioBalloon::new(spec.balloon_size)));
+    }
     if let Some(spec) = &spec.vsock {
         cards.push(Box::new(vsock::card(spec, vsock::Reach::Sockets)?));
     }
@@ -38,34 +52,6 @@ pub fn insert(spec: &MachineSpec, jail: bool) -> Result<Vec<Box<dyn VirtioDevice
         cards.push(Box::new(card));
     }
     Ok(cards)
-}
-
-/// The modules of a stock kernel that drive the devices which `spec` asks for by name; none when it
-/// asks for none, since loading modules takes a start-up time that nobody wanted.
-pub fn modules(spec: &MachineSpec) -> Vec<String> {
-    let mut modules = Vec::new();
-    if !spec.disks.is_empty() {
-        modules.push("virtio_blk");
-    }
-    let by = |protocol| spec.shares.iter().any(|s| s.protocol == protocol);
-    if by(ShareProtocol::Fs) {
-        modules.push("virtiofs");
-    }
-    if by(ShareProtocol::NineP) {
-        modules.extend(["9p", "9pnet_virtio"]);
-    }
-    if spec.vsock.is_some() {
-        modules.push("vmw_vsock_virtio_transport");
-    }
-    if !modules.is_empty() {
-        let transport = match spec.transport {
-            Transport::Pci => "virtio_pci",
-            Transport::Mmio => "virtio_mmio",
-        };
-        modules.insert(0, transport);
-        modules.extend(spec.rng.then_some("virtio_rng"));
-    }
-    modules.into_iter().map(str::to_owned).collect()
 }
 
 /// Opens a disk image, with a queue for each of up to four CPUs unless it says how many. Failures

@@ -6,7 +6,7 @@ use crate::payload::OpenBoot;
 use crate::run::{build, notes, report, vm_failure};
 use crate::status::{Failure, Status};
 use anyhow::Context;
-use mimeo_bus::NullStream;
+use mimeo_bus::{NullStream, StreamHost};
 use mimeo_machines::virtual_time::VirtualTime;
 use mimeo_vm::deterministic::{self, Finished, HeldInput, StopFlag};
 use std::fs::File;
@@ -40,7 +40,8 @@ fn verify(args: &RunArgs, boot: OpenBoot) -> Result<Finished, Failure> {
     let serial = host::serial(&args.serial, switch)?;
     let input = HeldInput::new(serial.link());
     let time = Arc::new(VirtualTime::default());
-    let machine = build(&args.machine, time.clone(), Arc::new(input.clone()), false)?;
+    let ends = (Arc::new(input.clone()) as Arc<dyn StreamHost>, None);
+    let machine = build(&args.machine, time.clone(), ends, false)?;
     notes(&machine);
     let deadline = args.timeout.map(|t| Instant::now() + t);
     let loader = boot.into_loader();
@@ -57,7 +58,12 @@ fn record(args: &RunArgs, boot: OpenBoot, path: &Path) -> Result<Finished, Failu
     let serial = host::serial(&args.serial, switch)?;
     let input = HeldInput::new(serial.link());
     let time = Arc::new(VirtualTime::default());
-    let machine = build(&args.machine, time.clone(), Arc::new(input.clone()), false)?;
+    let machine = build(
+        &args.machine,
+        time.clone(),
+        (Arc::new(input.clone()), None),
+        false,
+    )?;
     notes(&machine);
     let deadline = args.timeout.map(|t| Instant::now() + t);
     let loader = boot.into_loader();
@@ -70,6 +76,6 @@ fn replay(args: &RunArgs, boot: OpenBoot, path: &Path) -> Result<Finished, Failu
         .with_context(|| format!("cannot read the log {}", path.display()))
         .map_err(Failure::Usage)?;
     let time = Arc::new(VirtualTime::default());
-    let machine = build(&args.machine, time, Arc::new(NullStream), false)?;
+    let machine = build(&args.machine, time, (Arc::new(NullStream), None), false)?;
     deterministic::replay(&machine, boot.into_loader(), file).map_err(vm_failure)
 }

@@ -14,13 +14,8 @@ pub const GUESTS: &[(&str, Flavour)] = &[
     ("debian-generic", Flavour::Generic),
 ];
 
-/// Prepares the guest `name`; `append` is added to its command line, and it loads `modules`.
-pub fn prepare(
-    name: &str,
-    append: &str,
-    interactive: bool,
-    modules: Vec<String>,
-) -> Result<Boot, Failure> {
+/// Prepares the guest `name`; `append` is added to its command line.
+pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Failure> {
     let Some(&(_, flavour)) = GUESTS.iter().find(|(n, _)| *n == name) else {
         let names: Vec<&str> = GUESTS.iter().map(|(n, _)| *n).collect();
         return Err(Failure::usage(anyhow!(
@@ -31,7 +26,6 @@ pub fn prepare(
     let options = DebianOptions {
         flavour,
         terminal: if interactive { terminal() } else { None },
-        modules,
         ..DebianOptions::default()
     };
     let mut shown = Shown::default();
@@ -117,9 +111,7 @@ mod tests {
 
     #[test]
     fn an_unknown_guest_is_told_the_known_ones() {
-        let error = prepare("windows", "", false, Vec::new())
-            .unwrap_err()
-            .to_string();
+        let error = prepare("windows", "", false).unwrap_err().to_string();
         assert!(
             error.contains("windows") && error.contains("debian"),
             "{error}"

@@ -1,7 +1,7 @@
 //! `mimeo run`: from flags to a machine, its life, and an exit status.
 
-use crate::args::{MachineArgs, RunArgs, VsockArg};
-use crate::host::{self, StopSwitch};
+use crate::args::{MachineArgs, RunArgs, SerialTarget, VsockArg};
+use crate::host::{self, SerialEnd, StopSwitch};
 use crate::payload::{Boot, Disk};
 use crate::status::{Failure, Status};
 use crate::{cards, deterministic, guest};
@@ -28,6 +28,8 @@ fn spec(args: &MachineArgs) -> MachineSpec {
         devices: args.devices.clone(),
         transport: args.transport,
         rng: args.rng,
+        balloon: args.balloon,
+        balloon_size: args.balloon_size,
         disks: args.disks.clone(),
         shares: args.shares.clone(),
         vsock: match &args.vsock {
@@ -49,7 +51,7 @@ fn spec(args: &MachineArgs) -> MachineSpec {
 pub fn build(
     args: &MachineArgs,
     time: Arc<dyn MachineTime>,
-    serial: Arc<dyn StreamHost>,
+    (serial, console): (Arc<dyn StreamHost>, Option<Arc<dyn StreamHost>>),
     jail: bool,
 ) -> Result<Machine, Failure> {
     let spec = spec(args);
@@ -68,7 +70,7 @@ pub fn build(
         },
         time,
         serial,
-        cards: cards::insert(&spec, jail)?,
+        cards: cards::insert(&spec, console, jail)?,
     };
     machine::build(spec, host).map_err(|e| match e {
         BuildError::Spec(_) | BuildError::Cpu(_) | BuildError::Engine(_) => Failure::usage(e),
@@ -82,8 +84,7 @@ fn boot(args: &RunArgs) -> Result<Boot, Failure> {
     let more = args.initrd.iter().cloned().map(Disk::File);
     if let Some(guest) = &args.guest {
         let interactive = host::interactive(&args.serial);
-        let modules = cards::modules(&spec(&args.machine));
-        let mut boot = guest::prepare(guest, &args.append, interactive, modules)?;
+        let mut boot = guest::prepare(guest, &args.append, interactive)?;
         boot.initrds.extend(more);
         return Ok(boot);
     }
@@ -101,7 +102,7 @@ fn boot(args: &RunArgs) -> Result<Boot, Failure> {
 
 /// Prints the manifest of the machine that the flags describe.
 pub fn manifest(args: &MachineArgs) -> Result<Status, Failure> {
-    let machine = build(args, host::time()?, Arc::new(NullStream), false)?;
+    let machine = build(args, host::time()?, (Arc::new(NullStream), None), false)?;
     print!("{}", machine.board.manifest());
     Ok(Status::Done)
 }
@@ -119,6 +120,11 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
     }
     // Everything that a person can get wrong comes before anything that takes time.
     spec(&args.machine).validate().map_err(Failure::usage)?;
+    if args.serial == SerialTarget::Stdio && args.console == SerialTarget::Stdio {
+        return Err(Failure::usage(anyhow!(
+            "the serial port and the console cannot both have the terminal: add --serial none"
+        )));
+    }
     let boot = boot(&args)?.open(args.deterministic())?;
     if args.deterministic() {
         if !args.machine.disks.is_empty() || !args.machine.shares.is_empty() {
@@ -131,7 +137,12 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
     let machine_net = spec(&args.machine).net;
     let switch = StopSwitch::default();
     let serial = host::serial(&args.serial, switch.clone())?;
-    let machine = build(&args.machine, host::time()?, serial.link(), !args.no_jail)?;
+    let console = match &args.console {
+        SerialTarget::None => None,
+        target => Some(host::serial(target, switch.clone())?),
+    };
+    let streams = (serial.link(), console.as_ref().map(SerialEnd::link));
+    let machine = build(&args.machine, host::time()?, streams, !args.no_jail)?;
     notes(&machine);
     if host::interactive(&args.serial) {
         eprintln!("mimeo: {}; Ctrl-A x ends the machine", boot.description());
@@ -171,7 +182,7 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
     // What the guest said last is written and the terminal is itself again before anything is
     // reported.
     drop(vm);
-    drop(serial);
+    drop((serial, console));
     report(outcome)
 }
 

@@ -135,6 +135,10 @@ pub struct MachineSpec {
     pub transport: Transport,
     /// An entropy device (virtio-rng).
     pub rng: bool,
+    /// A memory balloon (virtio-balloon), which gives free memory back to the host.
+    pub balloon: bool,
+    /// Bytes that the balloon asks the guest to give up.
+    pub balloon_size: u64,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
     /// Folders of the host's.
@@ -168,6 +172,8 @@ impl Default for MachineSpec {
             devices: Vec::new(),
             transport: Transport::default(),
             rng: true,
+            balloon: true,
+            balloon_size: 0,
             disks: Vec::new(),
             shares: Vec::new(),
             vsock: None,

@@ -46,12 +46,12 @@ pub enum MemoryError {
 }
 
 #[derive(Debug)]
-struct Region {
-    gpa: u64,
-    len: u64,
-    kind: RegionKind,
+pub(crate) struct Region {
+    pub(crate) gpa: u64,
+    pub(crate) len: u64,
+    pub(crate) kind: RegionKind,
     mapping: GuardedMapping,
-    first_page: usize,
+    pub(crate) first_page: usize,
 }
 
 /// A page as [`GuestMemory::page`] finds it.
@@ -69,9 +69,9 @@ pub struct PageInfo {
 #[derive(Debug)]
 pub struct GuestMemory {
     vm: GuestMemoryMmap<RegionTracker>,
-    regions: Vec<Region>,
-    tracker: Arc<PageTracker>,
-    file: File,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) tracker: Arc<PageTracker>,
+    pub(crate) file: File,
     bus_lock: Arc<BusLock>,
 }
 

@@ -9,6 +9,7 @@
 //!   process-wide barrier between marking and reading (see [`PageTracker::mark_code`]).
 
 mod bus_lock;
+mod discard;
 mod guest;
 mod host;
 mod tracker;

@@ -23,6 +23,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod net;
