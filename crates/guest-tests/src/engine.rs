@@ -71,14 +71,18 @@ impl Engine {
         }
     }
 
-    /// `mimeo run` with one of its engines.
+    /// `mimeo run` with one of its engines; `verify` is the translator and the interpreter in lockstep.
     #[must_use]
     pub fn mimeo(binary: PathBuf, name: &'static str) -> Self {
         let fixed = "run --machine microvm -m 64M --serial stdio --device debug-exit \
             --device testdev --on-triple-fault exit --cpu";
         let mut command: Vec<OsString> = vec![binary.into()];
         command.extend(fixed.split_whitespace().map(OsString::from));
-        command.extend([MIMEO_CPU, "--engine", name].map(OsString::from));
+        command.push(MIMEO_CPU.into());
+        command.push(match name {
+            "verify" => "--verify=1".into(),
+            _ => format!("--engine={name}").into(),
+        });
         Self {
             name,
             command,

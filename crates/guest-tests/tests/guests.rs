@@ -1,7 +1,8 @@
 //! Every case of every guest program on every engine, each reported by itself.
 //!
-//! `MIMEO_GUEST_ENGINES` chooses engines: a list of `kvm`, `interp`, `bt`, `qemu`. The default is
-//! KVM where it really runs a guest (else its cases are ignored, that is, skipped) and `interp`.
+//! `MIMEO_GUEST_ENGINES` chooses engines: a list of `kvm`, `interp`, `bt`, `verify` (the last two in
+//! lockstep), `qemu`. The default is all but the last; KVM only where it really runs a guest (else its
+//! cases are ignored, that is, skipped).
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use mimeo_guest_tests::engine::Engine;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let chosen = std::env::var("MIMEO_GUEST_ENGINES").unwrap_or_else(|_| "kvm,interp".to_owned());
+    let chosen =
+        std::env::var("MIMEO_GUEST_ENGINES").unwrap_or_else(|_| "kvm,interp,bt,verify".to_owned());
     let mut trials = Vec::new();
     for name in chosen.split(',') {
         match engine(name, arguments.list) {
@@ -58,8 +60,9 @@ fn engine(name: &str, listing: bool) -> Result<(Engine, bool), String> {
         }
         "interp" => Ok((Engine::mimeo(mimeo()?, "interp"), true)),
         "bt" => Ok((Engine::mimeo(mimeo()?, "bt"), true)),
+        "verify" => Ok((Engine::mimeo(mimeo()?, "verify"), true)),
         "qemu" => Ok((Engine::qemu(), true)),
-        _ => Err("no such engine; there are kvm, interp, bt, qemu".to_owned()),
+        _ => Err("no such engine; there are kvm, interp, bt, verify, qemu".to_owned()),
     }
 }
 

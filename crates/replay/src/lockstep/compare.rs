@@ -8,8 +8,8 @@ use mimeo_arch_x86::{RFlags, Seg, X86State};
 use mimeo_memory::{GuestMemory, PAGE_SIZE};
 use std::collections::VecDeque;
 
-/// Steps that are remembered.
-const REMEMBERED: usize = 512;
+/// Steps that are remembered, from the first and up to the last.
+const REMEMBERED: usize = 128;
 
 /// One step of the second engine: what it stood before.
 #[derive(Debug, Clone, Copy)]
@@ -20,28 +20,27 @@ pub(super) struct StepAt {
     pub(super) bits: u32,
 }
 
-/// The last steps of the second engine.
+/// The first and the last steps of the second engine.
 #[derive(Debug, Default)]
 pub(super) struct Path {
-    pub(super) steps: VecDeque<StepAt>,
-    /// Steps that are no longer remembered.
+    pub(super) first: Vec<StepAt>,
+    pub(super) last: VecDeque<StepAt>,
+    /// Steps between them that are no longer remembered.
     pub(super) lost: u64,
 }
 
 impl Path {
     pub(super) fn clear(&mut self) {
-        self.steps.clear();
+        self.first.clear();
+        self.last.clear();
         self.lost = 0;
     }
 
+    /// Remembers where the second engine stands.
     pub(super) fn push(&mut self, s: &X86State) {
-        if self.steps.len() == REMEMBERED {
-            self.steps.pop_front();
-            self.lost += 1;
-        }
         let code64 = s.code64();
         let cs = s.segment(Seg::Cs);
-        self.steps.push_back(StepAt {
+        let step = StepAt {
             rip: s.rip,
             linear: if code64 {
                 s.rip
@@ -53,12 +52,24 @@ impl Path {
                 (false, true) => 32,
                 (false, false) => 16,
             },
-        });
+        };
+        if self.first.len() < REMEMBERED {
+            return self.first.push(step);
+        }
+        if self.last.len() == REMEMBERED {
+            self.last.pop_front();
+            self.lost += 1;
+        }
+        self.last.push_back(step);
+    }
+
+    pub(super) fn steps(&self) -> impl DoubleEndedIterator<Item = &StepAt> {
+        self.first.iter().chain(&self.last)
     }
 
     /// The last two steps stood at the same place.
     pub(super) fn stands(&self) -> bool {
-        let mut last = self.steps.iter().rev().map(|s| s.linear);
+        let mut last = self.steps().rev().map(|s| s.linear);
         matches!((last.next(), last.next()), (Some(a), Some(b)) if a == b)
     }
 }
@@ -108,7 +119,12 @@ impl LockstepVcpu {
     /// Whether the second stands where the first stopped. Carries over what may differ.
     pub(super) fn agree(&mut self) -> bool {
         let (a, b) = (self.lead.state(), self.check.state());
-        if a.rip != b.rip || a.gpr != b.gpr {
+        if a.rip != b.rip {
+            return false;
+        }
+        let tracker = self.pair.copy.tracker().clone();
+        tracker.collect_dirty(|page| self.pages.push(page));
+        if a.gpr != b.gpr {
             return false;
         }
         let carry = if a == b {
@@ -119,8 +135,6 @@ impl LockstepVcpu {
                 None => return false,
             }
         };
-        let tracker = self.pair.copy.tracker().clone();
-        tracker.collect_dirty(|page| self.pages.push(page));
         self.pages.sort_unstable();
         self.pages.dedup();
         if !self.pages.iter().all(|page| self.same(*page)) {
@@ -160,7 +174,7 @@ impl LockstepVcpu {
         } else {
             RFlags::empty()
         };
-        for at in &self.path.steps {
+        for at in self.path.steps() {
             let i = instruction(s, &self.pair.model, &self.pair.copy, at);
             let Some(form) = mimeo_isa_x86::lookup(i.code()) else {
                 continue;

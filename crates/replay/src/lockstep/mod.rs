@@ -177,6 +177,8 @@ impl Engine for Lockstep {
             pair: self.pair.clone(),
             path: Path::default(),
             pages: Vec::new(),
+            closest: None,
+            nears: 0,
             slices: 0,
             carried: 0,
         }))
@@ -229,6 +231,9 @@ struct LockstepVcpu {
     path: Path,
     /// Pages that either has written since then.
     pages: Vec<usize>,
+    /// For the report: how far they were apart when they were nearest, and how they stood.
+    closest: Option<(usize, String)>,
+    nears: u32,
     slices: u64,
     /// Slices after which something that may differ was carried over.
     carried: u64,
@@ -267,6 +272,7 @@ impl LockstepVcpu {
         let pair = self.pair.clone();
         self.path.clear();
         self.pages.clear();
+        self.nears = 0;
         let tracker = pair.memory.tracker();
         tracker.collect_dirty(|page| self.pages.push(page));
         // These two may mean that nothing was executed; every other stop means that something was.
@@ -278,8 +284,13 @@ impl LockstepVcpu {
         let mut ended = None;
         for step in 0..limit {
             let both = (exit == Exit::TripleFault) == (ended == Some(Exit::TripleFault));
-            if (step > 0 || nothing) && both && log.exhausted() && self.agree() {
-                return Ok(exit);
+            if (step > 0 || nothing) && both && log.exhausted() {
+                if self.agree() {
+                    return Ok(exit);
+                }
+                if self.lead.state().rip == self.check.state().rip {
+                    self.near();
+                }
             }
             if matches!(ended, Some(Exit::TripleFault))
                 || (ended == Some(Exit::Halted) && self.path.stands())

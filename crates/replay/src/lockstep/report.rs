@@ -7,8 +7,6 @@ use mimeo_arch_x86::{X86State, state};
 use mimeo_vcpu::EngineError;
 use std::fmt::Write;
 
-/// Instructions of the path that are shown, from its beginning and from its end.
-const SHOWN: usize = 64;
 /// Pages whose first difference is shown.
 const PAGES: usize = 8;
 
@@ -47,29 +45,53 @@ impl LockstepVcpu {
             self.slices,
             self.check.retired()
         );
-        let (a, b) = (self.lead.state(), self.check.state());
-        let _ = writeln!(out, "first / second:");
-        for d in state::diff(a, b) {
-            let _ = writeln!(out, "  {d}");
+        match self.closest.take() {
+            Some((_, text)) => out.push_str(&text),
+            None => {
+                out.push_str("the second was never at the RIP where the first stopped\n");
+                let text = self.states();
+                out.push_str(&text);
+            }
         }
-        self.memory(&mut out);
         self.instructions(&mut out);
-        registers(&mut out, "the first", a);
-        registers(&mut out, "the second", b);
-        let start = self.path.steps.front().map(|s| s.rip);
+        let start = self.path.first.first().map(|s| s.rip);
         if let Some(text) = start.and_then(|rip| self.lead.explain(rip)) {
             let _ = write!(out, "code of the first:\n{text}");
         }
         EngineError::Internal(out)
     }
 
+    /// Where they differ now, and both states.
+    fn states(&mut self) -> String {
+        let mut out = String::from("first / second:\n");
+        let (a, b) = (self.lead.state(), self.check.state());
+        for d in state::diff(a, b) {
+            let _ = writeln!(out, "  {d}");
+        }
+        self.memory(&mut out);
+        registers(&mut out, "the first", a);
+        registers(&mut out, "the second", b);
+        out
+    }
+
+    /// The second stands where the first stopped, but not with the same state: kept for the report if it
+    /// is the nearest so far.
+    pub(super) fn near(&mut self) {
+        const LOOKED_AT: u32 = 16;
+        self.nears += 1;
+        if self.nears > LOOKED_AT {
+            return;
+        }
+        let registers = state::diff(self.lead.state(), self.check.state()).len();
+        let pages = self.pages.iter().filter(|p| !self.same(**p)).count();
+        let distance = registers + pages;
+        if self.closest.as_ref().is_none_or(|(d, _)| distance < *d) {
+            self.closest = Some((distance, self.states()));
+        }
+    }
+
     fn memory(&self, out: &mut String) {
-        let mut pages = self.pages.clone();
-        let tracker = self.pair.copy.tracker();
-        tracker.collect_dirty(|page| pages.push(page));
-        pages.sort_unstable();
-        pages.dedup();
-        let all = pages.iter().filter_map(|p| self.first_difference(*p));
+        let all = self.pages.iter().filter_map(|p| self.first_difference(*p));
         for (gpa, a, b) in all.take(PAGES) {
             let _ = writeln!(out, "  physical {gpa:#x}: {a:02x?} / {b:02x?}");
         }
@@ -78,16 +100,9 @@ impl LockstepVcpu {
     fn instructions(&self, out: &mut String) {
         let path = &self.path;
         let _ = writeln!(out, "the second executed since they agreed:");
-        if path.lost > 0 {
-            let _ = writeln!(out, "    ({} instructions are not shown)", path.lost);
-        }
-        let n = path.steps.len();
-        for (k, at) in path.steps.iter().enumerate() {
-            if k >= SHOWN && k + SHOWN < n {
-                if k == SHOWN {
-                    let _ = writeln!(out, "    ...");
-                }
-                continue;
+        for (k, at) in path.steps().enumerate() {
+            if path.lost > 0 && k == path.first.len() {
+                let _ = writeln!(out, "    ({} instructions are not shown)", path.lost);
             }
             let i = instruction(self.check.state(), &self.pair.model, &self.pair.copy, at);
             let mut text = String::new();

@@ -29,6 +29,10 @@ use std::time::{Duration, Instant};
 /// Instructions of one turn at most.
 const SLICE: u64 = 100_000;
 
+/// The same in lockstep with several vCPUs: short, because guests that wait for each other spin away
+/// whole turns.
+const SHORT_SLICE: u64 = 1_000;
+
 /// Asks a deterministic run to end, from any thread.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
@@ -141,7 +145,8 @@ pub fn record(
             "device writes are being observed by somebody else".into(),
         ));
     }
-    drive(machine, vcpus, time, input, &log, stop, deadline)
+    let from = Outside { time, input, stop };
+    drive(machine, vcpus, &from, &log, SLICE, deadline)
 }
 
 /// Runs a machine whose engine is a [`mimeo_replay::lockstep::Lockstep`] as [`record`] does, without
@@ -160,17 +165,25 @@ pub fn verify(
     let writer = LogWriter::new(Box::new(std::io::sink()));
     let log = SharedLog::new(writer.map_err(|e| log_failed(&e))?);
     let vcpus = vcpus(machine, &mut loader)?;
-    drive(machine, vcpus, time, input, &log, stop, deadline)
+    let slice = if vcpus.len() > 1 { SHORT_SLICE } else { SLICE };
+    let from = Outside { time, input, stop };
+    drive(machine, vcpus, &from, &log, slice, deadline)
+}
+
+/// What moves a deterministic run from outside.
+struct Outside<'a> {
+    time: &'a VirtualTime,
+    input: &'a HeldInput,
+    stop: &'a StopFlag,
 }
 
 /// The recording driver with this machine's parts.
 fn drive(
     machine: &Machine,
     mut vcpus: Vec<Box<dyn Vcpu>>,
-    time: &VirtualTime,
-    input: &HeldInput,
+    from: &Outside<'_>,
     log: &SharedLog,
-    stop: &StopFlag,
+    slice: u64,
     deadline: Option<Instant>,
 ) -> Result<Finished, VmError> {
     let mut ios: Vec<Box<dyn CpuIo + Send>> = Vec::new();
@@ -181,9 +194,9 @@ fn drive(
     }
     let mut pump = Machinery {
         machine,
-        time,
-        input,
-        stop,
+        time: from.time,
+        input: from.input,
+        stop: from.stop,
         deadline,
         outcome: None,
     };
@@ -199,9 +212,9 @@ fn drive(
         &mut cpus,
         &machine.events,
         &machine.memory,
-        time.virtual_clock(),
+        from.time.virtual_clock(),
         log,
-        SLICE,
+        slice,
         &mut pump,
     );
     let outcome = pump.outcome.take();
