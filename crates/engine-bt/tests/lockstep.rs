@@ -332,3 +332,51 @@ fn integer_programs() {
 fn vector_programs() {
     compare(2, cases(4_000), true);
 }
+
+/// #GP at a branch whose target is not canonical belongs to the branch: RIP, RSP and memory are as
+/// before it.
+#[test]
+fn branches_to_non_canonical_targets() {
+    let (model, _) = CpuModel::build("x86-64-v3", &host()).unwrap();
+    let model = Arc::new(model);
+    let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
+    let options = BtOptions {
+        precise_flags: true,
+        paranoid: true,
+        ..BtOptions::default()
+    };
+    let mut bt = Machine::new(
+        |c| Box::new(BtEngine::with_options(c, options).unwrap()),
+        &model,
+    );
+    // The target is in RAX and at [RSP]: ret; ret 16; jmp rax; call rax; jmp [rsp]; call [rsp]
+    let programs: [&[u8]; 6] = [
+        &[0xc3],
+        &[0xc2, 0x10, 0],
+        &[0xff, 0xe0],
+        &[0xff, 0xd0],
+        &[0xff, 0x24, 0x24],
+        &[0xff, 0x14, 0x24],
+    ];
+    let mut r = Rng(9);
+    for target in [
+        1 << 47,
+        (1 << 47) - 1,
+        0xffff_7fff_ffff_ffff,
+        0x8000_0000_0010_0000,
+        0x1_0000_0010_0008,
+    ] {
+        for code in programs {
+            let mut state = long_mode(&mut r);
+            state.gpr[0] = target;
+            state.gpr[4] = DATA + 0x800;
+            let mut data = vec![0x55; DATA_LEN as usize];
+            data[0x800..0x808].copy_from_slice(&u64::to_le_bytes(target));
+            let (a, ma) = interp.run(&state, code, &data);
+            let (b, mb) = bt.run(&state, code, &data);
+            let diff = mimeo_arch_x86::state::diff(&a, &b);
+            assert!(diff.is_empty(), "{code:x?} to {target:#x}: {diff:?}");
+            assert_eq!(ma, mb, "{code:x?} to {target:#x}");
+        }
+    }
+}

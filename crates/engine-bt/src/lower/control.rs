@@ -16,6 +16,10 @@ impl Lower<'_> {
     /// Lowers a branch.
     pub(super) fn branch(&mut self, insn: &Insn) {
         let i = &insn.i;
+        if crate::decode::direct_target(i).is_some_and(|t| !canonical(t)) {
+            // #GP belongs to the branch, not to its target (SDM vol. 2, CALL, JMP).
+            return self.interpret(insn);
+        }
         match i.flow_control() {
             FlowControl::ConditionalBranch => self.conditional(i),
             FlowControl::UnconditionalBranch => self.jump_to(i.near_branch_target(), None),
@@ -29,6 +33,7 @@ impl Lower<'_> {
             }
             FlowControl::IndirectCall => {
                 self.target(i);
+                self.leave_unless_canonical();
                 self.hot.store(field(at!(scratch)), T);
                 self.push_constant(i.next_ip());
                 self.hot.load(T, field(at!(scratch)));
@@ -42,11 +47,32 @@ impl Lower<'_> {
                 };
                 let m = self.top();
                 self.hot.load(T, m);
+                if extra != 0 {
+                    self.leave_unless_canonical();
+                }
                 self.hot.lea(GSP, Mem::base(GSP, 8 + extra));
                 self.indirect(i);
             }
             _ => self.interpret(insn),
         }
+    }
+
+    /// Hands the instruction to the interpreter, before it has done anything, if the target in T is not
+    /// canonical. Jumps and plain returns need no such test: no cache knows such a target, and the run
+    /// loop can undo them.
+    fn leave_unless_canonical(&mut self) {
+        self.hot.store(slot(1), reg::RCX);
+        // Bits 63 to 47 are all equal if T + 2^47 has no bit above 47.
+        self.hot.mov_imm(reg::RCX, 1 << 47);
+        self.hot.lea(reg::RCX, Mem::indexed(reg::RCX, T, 0, 0));
+        self.hot.rorx(reg::RCX, reg::RCX, 48);
+        self.hot.movzx16(reg::RCX, reg::RCX);
+        let canonical = self.hot.jrcxz();
+        self.hot.load(reg::RCX, slot(1));
+        let other = self.hot.jmp();
+        self.hot.bind8(canonical);
+        self.hot.load(reg::RCX, slot(1));
+        self.leave_if(other);
     }
 
     /// T = the target of an indirect jump or call.
@@ -184,4 +210,8 @@ impl Lower<'_> {
         self.to_cold.push((miss, self.cold.pos()));
         self.leave(SiteKind::Indirect, i.ip(), Place::None);
     }
+}
+
+fn canonical(address: u64) -> bool {
+    (address as i64) << 16 >> 16 == address as i64
 }

@@ -79,7 +79,7 @@ impl Lower<'_> {
     }
 
     /// A branch at `from` hands the whole instruction to the interpreter.
-    fn leave_if(&mut self, from: usize) {
+    pub(super) fn leave_if(&mut self, from: usize) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
         self.leave(SiteKind::Interp, self.insn().i.ip(), self.after());

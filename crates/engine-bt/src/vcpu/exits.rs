@@ -78,6 +78,9 @@ impl BtVcpu {
                 self.stats.indirect += 1;
                 let c = self.ctx();
                 let target = c.t.get();
+                if (target as i64) << 16 >> 16 != target as i64 {
+                    return self.undo_branch(number, site, io);
+                }
                 c.rip.set(target);
                 self.go(target)
             }
@@ -87,6 +90,21 @@ impl BtVcpu {
                 self.go(site.rip)
             }
         }
+    }
+
+    /// A jump or plain return has a target that is not canonical: #GP is the branch's own, with the state
+    /// before it. (Calls, and returns that release more, have been looked at before they did anything.)
+    fn undo_branch(
+        &mut self,
+        number: u32,
+        site: Site,
+        io: &mut dyn CpuIo,
+    ) -> Result<Next, EngineError> {
+        if site.code == iced_x86::Code::Retnq as u16 {
+            let rsp = &self.ctx().gpr[4];
+            rsp.set(rsp.get().wrapping_sub(8));
+        }
+        self.step(number, Site { host: 0, ..site }, io)
     }
 
     /// The entry at `at` was refused; RIP is in the context. If the boundary follows an inline STI, no

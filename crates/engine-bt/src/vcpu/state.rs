@@ -62,6 +62,8 @@ impl BtVcpu {
         {
             fp.fip = f.rip;
             fp.fdp = 0;
+            // As the interpreter has it: what the 32-bit formats store.
+            fp.fcs = self.cpu.state.seg[Seg::Cs as usize].selector;
         }
     }
 
