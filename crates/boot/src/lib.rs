@@ -5,6 +5,7 @@
 //! machine looks like ([`MemoryMap`], [`BootOptions`]).
 
 pub mod acpi;
+pub mod bios;
 mod bzimage;
 mod cpu;
 mod elf;

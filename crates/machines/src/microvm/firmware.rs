@@ -1,14 +1,14 @@
-//! What firmware would have left behind: ACPI tables, and the boot processor's APIC in virtual wire
+//! What firmware would have left behind: ACPI and SMBIOS tables, two words of the BIOS data area, and the boot processor's APIC in virtual wire
 //! mode, so that the 8259A pair's interrupts arrive before anybody programs an APIC.
 
 use super::chips::Chips;
 use super::layout::{self, gsi, isa_line};
 use crate::machine::FirmwareTables;
-use mimeo_boot::MemoryMap;
 use mimeo_boot::acpi::{
     self, BoardDescription, InterruptOverride, IoApic, PciRoot, PowerRegisters, SerialPort,
     VirtioMmio,
 };
+use mimeo_boot::{MemoryMap, bios};
 use mimeo_memory::GuestMemory;
 
 /// Spurious-interrupt vector register: software-enabled, vector FFh (SDM vol. 3, 12.9).
@@ -27,6 +27,7 @@ pub(super) fn install(chips: &Chips, memory: &GuestMemory) -> Result<FirmwareTab
     }
     let description = description(chips.apics.len() as u32, chips.cards.places());
     let rsdp = acpi::install(memory, &description).map_err(|e| e.to_string())?;
+    bios::install(memory, "microvm").map_err(|e| e.to_string())?;
     Ok(FirmwareTables {
         memory_map: MemoryMap::pc(memory),
         acpi_rsdp: Some(rsdp),
