@@ -32,7 +32,7 @@ pub const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("compose", &["mimeo-boot", "mimeo-image", "mimeo-machines"]),
-    ("service", &["mimeo-vm"]),
+    ("service", &["mimeo-vm", "mimeo-control"]),
     ("apps", &["mimeo-cli", "mimeo-agent"]),
     (
         "aside",
