@@ -21,9 +21,71 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Boot a machine and stay with it until it ends.
+    /// Boot a machine: stay with it until it ends, or leave it running (-d).
     #[command(after_long_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// List machines.
+    Ps(PsArgs),
+    /// Print what a machine's guest said on its serial port.
+    Logs(LogsArgs),
+    /// Sit down at a machine's serial port. Ctrl-A x leaves it again.
+    Console {
+        /// The machine.
+        name: String,
+    },
+    /// Run a command in a machine's guest, by its agent.
+    #[command(after_long_help = EXEC_HELP)]
+    Exec(ExecArgs),
+    /// Copy files and trees between the host and a machine's guest, by its agent.
+    #[command(after_long_help = CP_HELP)]
+    Cp {
+        /// What: a path, or NAME:PATH in a guest. PATH/. means what is in it.
+        source: String,
+        /// Where to: the same.
+        destination: String,
+    },
+    /// Shut machines down: by the guest's agent or the power button, at last by force.
+    Stop(StopArgs),
+    /// Start a machine again that has ended, with the same flags, in the background.
+    Start {
+        /// The machine.
+        name: String,
+    },
+    /// Send a signal to a machine's process.
+    Kill(KillArgs),
+    /// Forget machines that have ended, with their logs.
+    Rm(RmArgs),
+    /// Wait until machines end, and print their exit statuses.
+    Wait {
+        /// The machines.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Print everything that is known of machines, as JSON.
+    Inspect {
+        /// The machines.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Print the machine that flags and files describe, as a file for `mimeo run -f`.
+    Spec(Box<RunArgs>),
+    /// Write the guest agent, a static program for any x86-64 Linux, to a file.
+    #[command(after_long_help = AGENT_HELP)]
+    Agent {
+        /// The file.
+        #[arg(default_value = "mimeo-agent")]
+        file: PathBuf,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory.
+    Man {
+        /// The directory; made if it is not there.
+        directory: PathBuf,
+    },
     /// Print the machine that the flags describe: address map, ports, interrupt lines.
     Manifest(Box<MachineArgs>),
     /// Reaches sockets of the host for a jailed machine; standard input is its end of a pair.
@@ -35,6 +97,123 @@ pub enum Command {
     /// Make, describe and convert disk images.
     #[command(subcommand, after_long_help = DISK_HELP)]
     Disk(DiskCommand),
+}
+
+const EXEC_HELP: &str = "\
+Examples:
+  mimeo exec web -- uname -a
+  mimeo exec -it web sh
+  tar c . | mimeo exec -i web -- tar x -C /srv
+
+Exit status: the command's; 128 + N when signal N ended it; 127 when there is no such command, 126
+when it cannot be executed, 125 when mimeo itself fails.";
+
+const CP_HELP: &str = "\
+Examples:
+  mimeo cp notes.txt web:/root/
+  mimeo cp web:/var/log ./logs
+  mimeo cp site/. web:/srv/www";
+
+const AGENT_HELP: &str = "\
+In a guest that has not got it (the quickstart guests have): put the file anywhere, load the driver
+(modprobe vmw_vsock_virtio_transport) and run it as root, or give it to systemd:
+  [Service]
+  ExecStart=/usr/local/sbin/mimeo-agent
+  [Install]
+  WantedBy=multi-user.target";
+
+/// Which machines to list.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Those that have ended, too.
+    #[arg(short, long)]
+    pub all: bool,
+    /// Names only.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to print of a log.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The machine.
+    pub name: String,
+    /// Go on until the machine ends.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last N lines.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub tail: Option<usize>,
+}
+
+/// What to run in a guest.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Hand standard input on.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// A variable of the environment; without a value the host's own.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// The directory that it runs in; the user's home otherwise.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// The user that it runs as, with a group if wanted, by name or number; root otherwise.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// The machine.
+    pub name: String,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Which machines to shut down.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// How long the guest may take before it is ended by force.
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 30)]
+    pub time: u32,
+    /// All that run.
+    #[arg(short, long, conflicts_with = "names")]
+    pub all: bool,
+    /// The machines.
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
+}
+
+/// Which processes get which signal.
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// The signal, by name or number.
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    pub signal: String,
+    /// All that run.
+    #[arg(short, long, conflicts_with = "names")]
+    pub all: bool,
+    /// The machines.
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
+}
+
+/// Which machines to forget.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// End them first where they run.
+    #[arg(short, long)]
+    pub force: bool,
+    /// All that have ended (with --force: all).
+    #[arg(short, long, conflicts_with = "names")]
+    pub all: bool,
+    /// The machines.
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
 }
 
 const DISK_HELP: &str = "\
@@ -112,6 +291,11 @@ Examples:
       More memory, more CPUs, another CPU model.
 
 Keys: Ctrl-A x ends the machine, Ctrl-A h shows help, Ctrl-A Ctrl-A sends Ctrl-A.
+
+  mimeo run -d --name web debian
+      In the background: mimeo ps, logs, console, exec, cp, stop, kill, rm live with it.
+  mimeo run -f vm.toml -m 1G
+      Flags from a file, one replaced; mimeo spec prints such a file.
 
 Exit status:
   0     the guest powered itself off
@@ -230,6 +414,23 @@ pub struct RunArgs {
     /// A named guest: `debian`.
     #[arg(value_name = "GUEST")]
     pub guest: Option<String>,
+    /// Take settings from a TOML file: the long flags' names with their values, and `guest`. Flags
+    /// that are given as well replace the file's.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The machine's name for ps, exec, stop and the others; one is made up otherwise.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Leave the machine running in the background and print its name.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Forget the machine when it ends. A machine in the foreground without --name is forgotten
+    /// anyway.
+    #[arg(long)]
+    pub rm: bool,
+    /// This process is the background of a machine with this name.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub detached_as: Option<String>,
     /// Kernel to boot; its kind is recognised from its bytes.
     #[arg(long, value_name = "FILE", conflicts_with = "guest")]
     pub kernel: Option<PathBuf>,

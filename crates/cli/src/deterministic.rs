@@ -37,7 +37,7 @@ fn verify(args: &RunArgs, boot: OpenBoot) -> Result<Finished, Failure> {
     let (switch, stop) = (StopSwitch::default(), StopFlag::default());
     let flag = stop.clone();
     switch.connect(move || flag.stop());
-    let serial = host::serial(&args.serial, switch)?;
+    let serial = host::serial(&args.serial, false, switch)?;
     let input = HeldInput::new(serial.link());
     let time = Arc::new(VirtualTime::default());
     let ends = (Arc::new(input.clone()) as Arc<dyn StreamHost>, None);
@@ -55,7 +55,7 @@ fn record(args: &RunArgs, boot: OpenBoot, path: &Path) -> Result<Finished, Failu
     let (switch, stop) = (StopSwitch::default(), StopFlag::default());
     let flag = stop.clone();
     switch.connect(move || flag.stop());
-    let serial = host::serial(&args.serial, switch)?;
+    let serial = host::serial(&args.serial, false, switch)?;
     let input = HeldInput::new(serial.link());
     let time = Arc::new(VirtualTime::default());
     let machine = build(

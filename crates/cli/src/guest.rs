@@ -14,8 +14,25 @@ pub const GUESTS: &[(&str, Flavour)] = &[
     ("debian-generic", Flavour::Generic),
 ];
 
-/// Prepares the guest `name`; `append` is added to its command line.
-pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Failure> {
+/// How a guest shall be.
+#[derive(Debug, Default)]
+pub struct Wanted<'a> {
+    /// Words for its command line.
+    pub append: &'a str,
+    /// A person may sit at its serial port; otherwise it runs what it reads as a script.
+    pub interactive: bool,
+    /// The machine's name.
+    pub name: Option<&'a str>,
+}
+
+/// The machine's name as a host name (RFC 1123): letters, digits and hyphens.
+fn host_name(name: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    name.chars().map(letter).collect()
+}
+
+/// Prepares the guest `name`.
+pub fn prepare(name: &str, wanted: Wanted<'_>) -> Result<Boot, Failure> {
     let Some(&(_, flavour)) = GUESTS.iter().find(|(n, _)| *n == name) else {
         let names: Vec<&str> = GUESTS.iter().map(|(n, _)| *n).collect();
         return Err(Failure::usage(anyhow!(
@@ -25,7 +42,7 @@ pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Fail
     };
     let options = DebianOptions {
         flavour,
-        terminal: if interactive { terminal() } else { None },
+        terminal: wanted.interactive.then(terminal),
         ..DebianOptions::default()
     };
     let mut shown = Shown::default();
@@ -33,9 +50,12 @@ pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Fail
     shown.finish();
     let image = image?;
     let mut cmdline = image.cmdline;
-    if !append.is_empty() {
+    if let Some(name) = wanted.name {
+        cmdline.push_str(&format!(" mimeo.hostname={}", host_name(name)));
+    }
+    if !wanted.append.is_empty() {
         cmdline.push(' ');
-        cmdline.push_str(append);
+        cmdline.push_str(wanted.append);
     }
     let initrds = vec![
         Disk::Bytes(name.to_owned(), image.initrd),
@@ -48,14 +68,15 @@ pub fn prepare(name: &str, append: &str, interactive: bool) -> Result<Boot, Fail
     })
 }
 
-/// The terminal that the person looks at.
-fn terminal() -> Option<Terminal> {
-    let size = termios::tcgetwinsize(stdio::stdout()).ok()?;
-    Some(Terminal {
+/// The terminal that the person looks at; a plain one in the background, where somebody may sit
+/// down at the console later.
+fn terminal() -> Terminal {
+    let size = termios::tcgetwinsize(stdio::stdout()).ok();
+    Terminal {
         term: std::env::var("TERM").unwrap_or_default(),
-        cols: size.ws_col,
-        rows: size.ws_row,
-    })
+        cols: size.map_or(80, |s| s.ws_col),
+        rows: size.map_or(24, |s| s.ws_row),
+    }
 }
 
 /// The progress display on standard error; nothing is shown where that is no terminal.
@@ -111,7 +132,9 @@ mod tests {
 
     #[test]
     fn an_unknown_guest_is_told_the_known_ones() {
-        let error = prepare("windows", "", false).unwrap_err().to_string();
+        let error = prepare("windows", Wanted::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("windows") && error.contains("debian"),
             "{error}"

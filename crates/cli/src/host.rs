@@ -89,8 +89,15 @@ impl StreamHost for Link {
     }
 }
 
-/// The other end of the serial port.
-pub fn serial(target: &SerialTarget, stop: StopSwitch) -> Result<SerialEnd, Failure> {
+/// The other end of the serial port. In the background (`detached`) there is no terminal.
+pub fn serial(
+    target: &SerialTarget,
+    detached: bool,
+    stop: StopSwitch,
+) -> Result<SerialEnd, Failure> {
+    if detached && *target == SerialTarget::Stdio {
+        return Ok(SerialEnd(Arc::new(NullStream)));
+    }
     open(target, stop).map(SerialEnd)
 }
 

@@ -1,13 +1,16 @@
 //! `mimeo run`: from flags to a machine, its life, and an exit status.
 
 use crate::args::{MachineArgs, RunArgs, SerialTarget, VsockArg};
+use crate::detach::Leaving;
 use crate::host::{self, SerialEnd, StopSwitch};
+use crate::named::Named;
 use crate::payload::{Boot, Disk};
 use crate::status::{Failure, Status};
-use crate::{cards, deterministic, guest};
+use crate::{cards, deterministic, guest, vsock};
 use anyhow::anyhow;
 use mimeo_arch_x86::cpuid::FeatureSet;
 use mimeo_bus::{NullStream, StreamHost};
+use mimeo_devices::virtio::VirtioDevice;
 use mimeo_jail::{Calls, JailError};
 use mimeo_machines::machine::{self, BuildError, Machine, MachineHost};
 use mimeo_machines::spec::NetSpec;
@@ -54,12 +57,25 @@ pub fn build(
     (serial, console): (Arc<dyn StreamHost>, Option<Arc<dyn StreamHost>>),
     jail: bool,
 ) -> Result<Machine, Failure> {
+    build_with(args, time, (serial, console), jail, Vec::new())
+}
+
+/// The same with `more` virtio devices.
+fn build_with(
+    args: &MachineArgs,
+    time: Arc<dyn MachineTime>,
+    (serial, console): (Arc<dyn StreamHost>, Option<Arc<dyn StreamHost>>),
+    jail: bool,
+    more: Vec<Box<dyn VirtioDevice>>,
+) -> Result<Machine, Failure> {
     let spec = spec(args);
     let without = FeatureSet::of(&args.mask_host_cpu);
     let mut cpu = mimeo_machines::host_cpu();
     args.mask_host_cpu
         .iter()
         .for_each(|f| cpu.features.remove(*f));
+    let mut cards = cards::insert(&spec, console, jail)?;
+    cards.extend(more);
     let host = MachineHost {
         cpu,
         tuning: EngineTuning {
@@ -70,7 +86,7 @@ pub fn build(
         },
         time,
         serial,
-        cards: cards::insert(&spec, console, jail)?,
+        cards,
     };
     machine::build(spec, host).map_err(|e| match e {
         BuildError::Spec(_) | BuildError::Cpu(_) | BuildError::Engine(_) => Failure::usage(e),
@@ -83,8 +99,12 @@ pub fn build(
 fn boot(args: &RunArgs) -> Result<Boot, Failure> {
     let more = args.initrd.iter().cloned().map(Disk::File);
     if let Some(guest) = &args.guest {
-        let interactive = host::interactive(&args.serial);
-        let mut boot = guest::prepare(guest, &args.append, interactive)?;
+        let wanted = guest::Wanted {
+            append: &args.append,
+            interactive: args.detached_as.is_some() || host::interactive(&args.serial),
+            name: args.detached_as.as_deref().or(args.name.as_deref()),
+        };
+        let mut boot = guest::prepare(guest, wanted)?;
         boot.initrds.extend(more);
         return Ok(boot);
     }
@@ -125,31 +145,65 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
             "the serial port and the console cannot both have the terminal: add --serial none"
         )));
     }
-    let boot = boot(&args)?.open(args.deterministic())?;
     if args.deterministic() {
+        if args.name.is_some() || args.machine.vsock.is_some() {
+            return Err(Failure::usage(anyhow!(
+                "a recorded or replayed machine cannot be lived with: leave out --name and --vsock"
+            )));
+        }
         if !args.machine.disks.is_empty() || !args.machine.shares.is_empty() {
             return Err(Failure::usage(anyhow!(
                 "disks and shared folders cannot be recorded or replayed yet: their requests end at the host's pace; leave out --disk and --share"
             )));
         }
+        let boot = boot(&args)?.open(true)?;
         return deterministic::run(&args, boot);
     }
-    let machine_net = spec(&args.machine).net;
+    // The name first: a machine that is being prepared has one already.
+    let mut named = Named::claim(&args)?;
+    let result = live(&args, named.as_mut());
+    match named {
+        Some(named) => named.finish(result, !args.no_jail),
+        None => result,
+    }
+}
+
+/// The life of a machine, from its preparation to its end.
+fn live(args: &RunArgs, mut named: Option<&mut Named>) -> Result<Status, Failure> {
+    let boot = boot(args)?.open(false)?;
     let switch = StopSwitch::default();
-    let serial = host::serial(&args.serial, switch.clone())?;
+    let detached = args.detached_as.is_some();
+    let serial = host::serial(&args.serial, detached, switch.clone())?;
+    let (mut end, mut more) = (serial.link(), Vec::<Box<dyn VirtioDevice>>::new());
+    let mut leaving = None;
+    if let Some(named) = &mut named {
+        end = named.open(end)?;
+        if let Some(spec) = named.vsock(args) {
+            more.push(Box::new(vsock::card(&spec, vsock::Reach::Nothing)?));
+        }
+        leaving = detached.then(|| Leaving::prepare(named)).transpose()?;
+    }
     let console = match &args.console {
         SerialTarget::None => None,
-        target => Some(host::serial(target, switch.clone())?),
+        target => Some(host::serial(target, detached, switch.clone())?),
     };
-    let streams = (serial.link(), console.as_ref().map(SerialEnd::link));
-    let machine = build(&args.machine, host::time()?, streams, !args.no_jail)?;
+    let streams = (end, console.as_ref().map(SerialEnd::link));
+    let machine = build_with(&args.machine, host::time()?, streams, !args.no_jail, more)?;
     notes(&machine);
-    if host::interactive(&args.serial) {
-        eprintln!("mimeo: {}; Ctrl-A x ends the machine", boot.description());
+    if !detached && host::interactive(&args.serial) {
+        let name = named.as_ref().map_or("", |n| n.name());
+        let what = boot.description();
+        eprintln!("mimeo: {name}: {what}; Ctrl-A x ends the machine");
     }
     let deadline = args.timeout.map(|t| Instant::now() + t);
+    let mut removes = false;
     if !args.no_jail {
-        say(mimeo_jail::restrict_files(&[]));
+        let jailed = match &mut named {
+            Some(named) => named.jail(),
+            None => mimeo_jail::restrict_files(&[]).map(|()| false),
+        };
+        removes = jailed.as_ref().is_ok_and(|r| *r);
+        say(jailed.map(drop));
     }
     let on_reset = if args.no_reboot {
         OnReset::Exit
@@ -159,12 +213,23 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
     let mut vm = Vm::new(machine, boot.into_loader(), on_reset).map_err(vm_failure)?;
     let handle = vm.handle();
     switch.connect(move || handle.stop());
+    if let Some(named) = &named {
+        named.connect(vm.handle());
+    }
+    let ready = leaving.map(Leaving::leave).transpose()?;
     if !args.no_jail {
         let folders = !args.machine.shares.is_empty();
-        let sockets = matches!(machine_net, NetSpec::User { .. });
-        say(mimeo_jail::restrict_calls(Calls { folders, sockets }));
+        let sockets = matches!(spec(&args.machine).net, NetSpec::User { .. });
+        say(mimeo_jail::restrict_calls(Calls {
+            folders,
+            sockets,
+            removes,
+        }));
     }
     vm.start().map_err(Failure::host)?;
+    if let Some(ready) = ready {
+        ready.tell();
+    }
     let outcome = vm.run(deadline);
     if let Some(rip) = args.machine.trace {
         explain(&vm, rip);

@@ -21,6 +21,8 @@ pub enum Status {
     Timeout,
     /// What the guest wrote to the debug-exit device.
     DebugExit(u8),
+    /// What a command in a guest or another mimeo ended with.
+    Passed(u8),
 }
 
 impl Status {
@@ -34,7 +36,7 @@ impl Status {
             Self::TripleFault => 8,
             Self::Quit => 10,
             Self::Timeout => 124,
-            Self::DebugExit(status) => status,
+            Self::DebugExit(status) | Self::Passed(status) => status,
         }
     }
 }
@@ -45,6 +47,10 @@ impl From<Status> for ExitCode {
     }
 }
 
+/// The status of commands about machines that mimeo itself could not carry out, as podman has it;
+/// below it there is room for a guest's own.
+pub const COMMAND_FAILED: u8 = 125;
+
 /// A failure with the status that it ends the process with.
 #[derive(Debug)]
 pub enum Failure {
@@ -52,6 +58,8 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// The host or the monitor.
     Host(anyhow::Error),
+    /// A command about a machine that runs elsewhere (`ps`, `exec`, `stop`…) was not carried out.
+    Command(anyhow::Error),
 }
 
 impl Failure {
@@ -65,18 +73,24 @@ impl Failure {
         Self::Host(error.into())
     }
 
+    /// A command about another machine that was not carried out.
+    pub fn command(error: impl Into<anyhow::Error>) -> Self {
+        Self::Command(error.into())
+    }
+
     /// The exit status.
     pub const fn status(&self) -> Status {
         match self {
             Self::Usage(_) => Status::Usage,
             Self::Host(_) => Status::Failed,
+            Self::Command(_) => Status::Passed(COMMAND_FAILED),
         }
     }
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Usage(error) | Self::Host(error)) = self;
+        let (Self::Usage(error) | Self::Host(error) | Self::Command(error)) = self;
         write!(f, "{error:#}")
     }
 }

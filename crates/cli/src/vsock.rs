@@ -3,10 +3,11 @@
 use crate::status::{Failure, Status};
 use anyhow::{Context, anyhow};
 use mimeo_backends::{Connector, VsockMux, connector, serve_connector};
+use mimeo_control::client;
 use mimeo_devices::virtio::vsock::VirtioVsock;
 use mimeo_machines::spec::VsockSpec;
 use std::io::ErrorKind;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -15,6 +16,8 @@ use std::process::{Command, Stdio};
 pub enum Reach {
     /// The sockets `PATH_PORT`, by a process beside this one.
     Sockets,
+    /// Nothing: only the host connects.
+    Nothing,
 }
 
 /// A socket device that listens at `spec`'s path.
@@ -25,6 +28,7 @@ pub fn card(spec: &VsockSpec, reach: Reach) -> Result<VirtioVsock, Failure> {
         .map_err(Failure::Usage)?;
     let connector = match reach {
         Reach::Sockets => Some(start_connector(path).map_err(Failure::Host)?),
+        Reach::Nothing => None,
     };
     let mux = VsockMux::new(spec.cid, listener, connector)
         .context("cannot start the thread for vsock")
@@ -34,17 +38,17 @@ pub fn card(spec: &VsockSpec, reach: Reach) -> Result<VirtioVsock, Failure> {
 
 /// Listens at `path`; takes the place of a socket that nobody listens on any more.
 pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    let error = match UnixListener::bind(path) {
+    let error = match client::listen(path) {
         Ok(listener) => return Ok(listener),
         Err(e) => e,
     };
     if error.kind() != ErrorKind::AddrInUse {
         return Err(error.into());
     }
-    match UnixStream::connect(path) {
+    match client::connect(path) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)?;
-            Ok(UnixListener::bind(path)?)
+            Ok(client::listen(path)?)
         }
         Err(_) => Err(anyhow!("there is a file of that name: choose another")),
         Ok(_) => Err(anyhow!(

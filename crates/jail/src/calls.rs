@@ -113,6 +113,8 @@ pub struct Calls {
     pub folders: bool,
     /// It makes sockets of the internet families while it runs.
     pub sockets: bool,
+    /// It removes its own state at the end. Only with Landlock in force, which says what that is.
+    pub removes: bool,
 }
 
 /// Calls that no running monitor makes by mistake: whoever makes them is not us.
@@ -175,6 +177,10 @@ fn allow_list(calls: Calls) -> Result<BpfProgram, BackendError> {
     ];
     rules.insert(libc::SYS_ioctl, one_of(1, &terminal)?);
     let mut fcntl = vec![libc::F_GETFL, libc::F_SETFL, libc::F_GETFD];
+    if calls.removes {
+        rules.insert(libc::SYS_unlink, Vec::new());
+        rules.insert(libc::SYS_rmdir, Vec::new());
+    }
     if calls.folders {
         rules.extend(FOLDERS.iter().map(|&n| (n, Vec::new())));
         fcntl.push(libc::F_DUPFD_CLOEXEC);

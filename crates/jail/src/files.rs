@@ -39,20 +39,45 @@ impl Folder<'_> {
     }
 }
 
+/// A folder that may be removed with the files in it, and nothing else be done there: a machine's
+/// own state.
+#[derive(Debug, Clone, Copy)]
+pub struct Removable<'a> {
+    /// The folder that it is in.
+    pub parent: BorrowedFd<'a>,
+    /// The folder itself.
+    pub folder: BorrowedFd<'a>,
+}
+
 /// Takes the file system, except for `folders`, and TCP away from the calling thread and from those
 /// that it starts later. Files that are open stay usable.
 ///
 /// # Errors
 /// [`JailError::NoLandlock`], [`JailError::Landlock`]; nothing has changed then.
 pub fn restrict_files(folders: &[Folder<'_>]) -> Result<(), JailError> {
-    let status = apply(folders).map_err(|e| JailError::Landlock(e.to_string()))?;
+    restrict(folders, None)
+}
+
+/// As [`restrict_files`] without folders, but for what is `removable`.
+///
+/// # Errors
+/// As [`restrict_files`].
+pub fn restrict_files_except(removable: Removable<'_>) -> Result<(), JailError> {
+    restrict(&[], Some(removable))
+}
+
+fn restrict(folders: &[Folder<'_>], removable: Option<Removable<'_>>) -> Result<(), JailError> {
+    let status = apply(folders, removable).map_err(|e| JailError::Landlock(e.to_string()))?;
     match status {
         RulesetStatus::NotEnforced => Err(JailError::NoLandlock),
         RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
     }
 }
 
-fn apply(folders: &[Folder<'_>]) -> Result<RulesetStatus, RulesetError> {
+fn apply(
+    folders: &[Folder<'_>],
+    removable: Option<Removable<'_>>,
+) -> Result<RulesetStatus, RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI_USED))?
@@ -61,6 +86,12 @@ fn apply(folders: &[Folder<'_>]) -> Result<RulesetStatus, RulesetError> {
         .create()?;
     for folder in folders {
         ruleset = ruleset.add_rule(PathBeneath::new(folder.fd, folder.rights()))?;
+    }
+    if let Some(r) = removable {
+        // Directories that are not empty stay: only the own folder's files can be removed.
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(r.parent, AccessFs::RemoveDir))?
+            .add_rule(PathBeneath::new(r.folder, AccessFs::RemoveFile))?;
     }
     Ok(ruleset.no_new_privs(true).restrict_self()?.ruleset)
 }

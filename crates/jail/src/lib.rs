@@ -14,7 +14,7 @@ mod calls;
 mod files;
 
 pub use calls::{Calls, restrict_calls};
-pub use files::{Folder, restrict_files};
+pub use files::{Folder, Removable, restrict_files, restrict_files_except};
 
 /// A wall that could not be put up.
 #[derive(Debug, thiserror::Error)]
