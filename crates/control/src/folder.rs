@@ -71,7 +71,7 @@ impl Folder {
         &self.dir
     }
 
-    /// Creates one of its files.
+    /// Creates one of its files, for reading and appending.
     ///
     /// # Errors
     /// The file system's.
@@ -80,6 +80,7 @@ impl Folder {
         File::options()
             .create(true)
             .append(true)
+            .read(true)
             .open(&path)
             .map_err(ControlError::io(&path))
     }

@@ -56,7 +56,8 @@ struct Client {
 struct Worker {
     listener: UnixListener,
     console: Arc<Console>,
-    log: Option<File>,
+    /// With its length.
+    log: Option<(File, u64)>,
     actions: Box<dyn Actions>,
     started: Instant,
     clients: Vec<Client>,
@@ -72,7 +73,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the thread. `log` is opened for reading and appending.
+    /// Starts the thread. `log` is new, opened for reading and appending.
     ///
     /// # Errors
     /// The system refuses the thread.
@@ -87,7 +88,7 @@ impl Server {
         let worker = Worker {
             listener,
             console: console.clone(),
-            log: Some(log),
+            log: Some((log, 0)),
             actions,
             started: Instant::now(),
             clients: Vec::new(),
@@ -142,8 +143,8 @@ impl Worker {
     }
 
     fn write_log(&mut self) {
-        if let Some(log) = &self.log
-            && let Err(e) = self.console.write_log(log)
+        if let Some((log, len)) = &mut self.log
+            && let Err(e) = self.console.write_log(log, len)
         {
             eprintln!("mimeo: the console's log cannot be written: {e}");
             self.log = None;

@@ -1,6 +1,8 @@
-//! The `mimeo` command as people use it: what they get wrong, how machines end, Debian's kernels.
+//! The `mimeo` command as people use it: what they get wrong, how machines end, Debian's kernels,
+//! living with machines by name.
 
 mod debian;
 mod endings;
 mod errors;
+mod living;
 mod support;
