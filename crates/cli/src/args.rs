@@ -338,8 +338,7 @@ pub struct MachineArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "1",
-        value_parser = stride,
-        conflicts_with_all = ["record", "replay"]
+        value_parser = stride
     )]
     pub verify: Option<Stride>,
     /// When the machine has ended, show the translated blocks that hold the guest instruction at this
@@ -466,11 +465,11 @@ pub struct RunArgs {
     pub no_jail: bool,
     /// Run deterministically and write everything from outside the CPUs to FILE: the CPUs take turns
     /// on one thread and time follows the instructions.
-    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["replay", "verify"])]
     pub record: Option<PathBuf>,
     /// Run again what --record wrote, with the same flags and files; ends with the same state or
     /// says where it differs.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "verify")]
     pub replay: Option<PathBuf>,
     /// Print counters of the engine when the machine has ended, and the CPUs if it timed out.
     #[arg(long)]

@@ -226,7 +226,9 @@ impl Named {
             Err(failure) => (failure.status().code(), failure.to_string()),
         };
         self.folder.end(code, &how);
-        if self.record.remove && (self.removable || !jailed) {
+        let forgotten = self.record.remove && (self.removable || !jailed);
+        // A machine that could not be made never was; the jail comes with its making.
+        if forgotten || self.handle.0.get().is_none() {
             // What cannot be removed is swept by the next mimeo.
             for file in FILES {
                 let _ = fs::remove_file(self.folder.dir().join(file));
