@@ -13,6 +13,7 @@ pub(crate) const HEADER: usize = 0x1f1;
 /// The zero page has room for the header up to here (`struct boot_params`: edd_mbr_sig_buffer).
 const HEADER_END: usize = 0x290;
 
+const CODE32_START: usize = 0x214;
 const LOADED_HIGH: u8 = 1 << 0;
 const XLF_KERNEL_64: u16 = 1 << 0;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 1 << 1;
@@ -114,6 +115,13 @@ pub(crate) fn parse(data: &[u8]) -> Result<BzImage, Rejection> {
         (default_address, size * 4 + (1 << 20))
     };
     let xloadflags = if since(0x20c) { field16(0x236)? } else { 0 };
+    if field32(CODE32_START)? == 0 && xloadflags & XLF_KERNEL_64 == 0 {
+        return Err(Rejection::Unsupported {
+            what: "it has only the 16-bit entry, whose code calls a BIOS, and no BIOS runs here"
+                .into(),
+            remedy: "use a build of it that is a Linux kernel inside, a Multiboot or a PVH kernel",
+        });
+    }
     let header_len = 0x202 + usize::from(field8(0x201)?);
     let header = data
         .get(HEADER..header_len.min(HEADER_END))
@@ -215,5 +223,8 @@ pub(crate) mod tests {
         );
         d[0x211] = 0;
         assert_eq!(parse(&d).unwrap().pref_address, 0x1_0000);
+        // As iPXE's image has it.
+        d[CODE32_START..CODE32_START + 4].fill(0);
+        assert!(parse(&d).unwrap_err().to_string().contains("16-bit entry"));
     }
 }
