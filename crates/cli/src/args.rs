@@ -86,6 +86,16 @@ pub enum Command {
         /// The directory; made if it is not there.
         directory: PathBuf,
     },
+    /// Run a virtual switch that machines join with --net switch=NAME. They start one themselves where
+    /// there is none; this one stays when the last has left.
+    Switch {
+        /// Its name.
+        #[arg(value_parser = switch_name)]
+        name: NetSpec,
+        /// Serve the listening socket that is standard input until nobody is left.
+        #[arg(long, hide = true)]
+        on_stdin: bool,
+    },
     /// Print the machine that the flags describe: address map, ports, interrupt lines.
     Manifest(Box<MachineArgs>),
     /// Reaches sockets of the host for a jailed machine; standard input is its end of a pair.
@@ -528,6 +538,12 @@ impl std::str::FromStr for SerialTarget {
             )),
         }
     }
+}
+
+fn switch_name(text: &str) -> Result<NetSpec, String> {
+    let switch = format!("switch={text}").parse();
+    switch
+        .map_err(|_| format!("`{text}` is not a switch's name: write up to 15 letters and digits"))
 }
 
 fn switch(text: &str) -> Result<bool, String> {

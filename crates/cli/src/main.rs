@@ -62,6 +62,7 @@ fn carry_out(command: Command, matches: &clap::ArgMatches) -> Result<Status, Fai
         Command::Man { directory } => generate::man(&directory),
         Command::Manifest(args) => run::manifest(&args),
         Command::VsockConnect { path } => vsock::connect_for_guest(&path),
+        Command::Switch { name, on_stdin } => net::serve_switch(&name, on_stdin),
         Command::Disk(command) => disk::run(command),
     }
 }

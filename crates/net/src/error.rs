@@ -20,6 +20,20 @@ pub enum NetError {
     /// The host refused something basic.
     #[error("cannot set up the network: {0}")]
     Host(std::io::Error),
+    /// A tap interface that cannot be used.
+    #[error("the tap interface {name} {why}")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// What is wrong, and the remedy.
+        why: String,
+    },
+    /// passt cannot be used.
+    #[error("passt {0}")]
+    Passt(String),
+    /// A switch cannot be joined.
+    #[error(transparent)]
+    Switch(#[from] crate::switch::SwitchError),
     /// The configuration makes no sense.
     #[error("the user network's {0}")]
     Config(&'static str),
