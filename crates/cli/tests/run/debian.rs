@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Whether the quickstart image can be had. Prepared once; says why not.
-fn available(guest: &'static str) -> bool {
+pub fn available(guest: &'static str) -> bool {
     static CLOUD: OnceLock<bool> = OnceLock::new();
     static GENERIC: OnceLock<bool> = OnceLock::new();
     let cell = if guest == "debian" { &CLOUD } else { &GENERIC };
@@ -33,7 +33,7 @@ fn available(guest: &'static str) -> bool {
 }
 
 /// Boots, and returns when the shell reads (it prompts only where it sees a terminal).
-fn boot(args: &[&str]) -> Guest {
+pub fn boot(args: &[&str]) -> Guest {
     let mut guest = Guest::start(&[&["run"], args].concat());
     guest.shell("true");
     guest

@@ -5,4 +5,5 @@ mod debian;
 mod endings;
 mod errors;
 mod living;
+mod net;
 mod support;

@@ -47,8 +47,12 @@ fn follow(mut from: impl Read + Send + 'static) -> Arc<Console> {
 impl Guest {
     /// Runs `mimeo` with these arguments.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mimeo"))
-            .args(args)
+        Self::spawn(Command::new(env!("CARGO_BIN_EXE_mimeo")).args(args))
+    }
+
+    /// Runs a command that becomes `mimeo`.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
