@@ -11,11 +11,14 @@ const INIT: &[u8] = include_bytes!("init.sh");
 const PROFILE: &str = "\
 [ -n \"$MIMEO_GREETED\" ] && return
 export MIMEO_GREETED=1
-echo \"Linux $(uname -r) with busybox, in Mimeo. poweroff, exit or Ctrl-D ends the machine.\"
+echo \"Linux $(uname -r) with busybox, in Mimeo. poweroff, exit or Ctrl-D ends the machine; resize after the window has changed.\"
 ";
 
 /// What udhcpc calls with what it has learned.
 const UDHCPC: &[u8] = include_bytes!("udhcpc.sh");
+
+/// For a window that has changed its size.
+const RESIZE: &[u8] = include_bytes!("resize.sh");
 
 /// Makes the archive around a static busybox.
 pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
@@ -49,6 +52,7 @@ pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
     // What busybox's acpid runs when the power button is pressed.
     let button: &[u8] = b"#!/bin/sh\nexec kill -USR2 1\n";
     c.file("etc/acpi/PWRF/00000080", 0o755, button);
+    c.file("usr/bin/resize", 0o755, RESIZE);
     c.file("etc/udhcpc.script", 0o755, UDHCPC);
     c.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     c.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\n");
@@ -78,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_scripts_are_shell() {
-        for path in ["/src/init.sh", "/src/udhcpc.sh"] {
+        for path in ["/src/init.sh", "/src/resize.sh", "/src/udhcpc.sh"] {
             let path = format!("{}{path}", env!("CARGO_MANIFEST_DIR"));
             match Command::new("sh").args(["-n", &path]).output() {
                 Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
