@@ -6,4 +6,5 @@ mod endings;
 mod errors;
 mod living;
 mod net;
+mod storage;
 mod support;

@@ -153,6 +153,12 @@ impl Guest {
         self.errors.text.lock().unwrap().0.clone()
     }
 
+    /// Ends the process as SIGKILL does: without notice.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits for the end.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
