@@ -5,6 +5,7 @@ use crate::image::Image;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The exit status after the guest wrote 0x10 to the debug-exit port: `(0x10 << 1) | 1`.
@@ -75,7 +76,7 @@ impl Engine {
     #[must_use]
     pub fn mimeo(binary: PathBuf, name: &'static str) -> Self {
         let fixed = "run --machine microvm -m 64M --serial stdio --device debug-exit \
-            --device testdev --on-triple-fault exit --cpu";
+            --device testdev --on-triple-fault exit --transport mmio --cpu";
         let mut command: Vec<OsString> = vec![binary.into()];
         command.extend(fixed.split_whitespace().map(OsString::from));
         command.push(MIMEO_CPU.into());
@@ -114,6 +115,7 @@ impl Engine {
     /// # Errors
     /// If the command cannot be started or waited for.
     pub fn run(&self, image: &Image, line: &str, limit: Duration) -> std::io::Result<Outcome> {
+        let scratch = Scratch::new(self, image)?;
         let long = if self.name == "qemu" { "-" } else { "--" };
         let mut child = Command::new(&self.command[0])
             .args(&self.command[1..])
@@ -123,6 +125,7 @@ impl Engine {
             .arg(line)
             .arg(self.cpus_flag)
             .arg(image.cpus.to_string())
+            .args(&scratch.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -153,6 +156,52 @@ impl Engine {
             said: stderr.join().unwrap_or_default(),
             ending,
         })
+    }
+}
+
+/// What a program about devices is given besides: a disk and a folder that go away with the run. The
+/// engines in lockstep take none (their devices follow instructions, not the host).
+struct Scratch {
+    dir: Option<PathBuf>,
+    arguments: Vec<String>,
+}
+
+impl Scratch {
+    fn new(engine: &Engine, image: &Image) -> std::io::Result<Self> {
+        let wanted = image.name.starts_with("virtio") && matches!(engine.name, "interp" | "bt");
+        let mut scratch = Self {
+            dir: None,
+            arguments: Vec::new(),
+        };
+        if wanted {
+            static RUNS: AtomicU32 = AtomicU32::new(0);
+            let (process, run) = (std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
+            let dir = std::env::temp_dir().join(format!("mimeo-guest-{process}-{run}"));
+            std::fs::create_dir(&dir)?;
+            let disk = dir.join("disk.img");
+            std::fs::File::create(&disk)?.set_len(1 << 20)?;
+            let folder = dir.display();
+            scratch.arguments = [
+                ("--disk", format!("{},queues=2", disk.display())),
+                ("--share", format!("{folder}:a")),
+                ("--share", format!("{folder}:b,9p")),
+                ("--console", format!("file:{folder}/console")),
+            ]
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect();
+            scratch.dir = Some(dir);
+        }
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.dir {
+            // A folder of temporary files that stays costs nothing but room.
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 
