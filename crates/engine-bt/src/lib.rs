@@ -18,6 +18,8 @@ mod lat;
 mod lazy;
 mod lower;
 mod mmu;
+#[cfg(test)]
+mod mutants;
 mod peer;
 mod reencode;
 mod requirements;

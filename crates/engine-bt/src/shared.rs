@@ -599,7 +599,7 @@ fn merge(ranges: &mut Vec<(usize, usize)>) {
 }
 
 /// What emitted code may do with the context block.
-fn contract() -> Contract {
+pub(crate) fn contract() -> Contract {
     let words = |list: &[i32]| list.iter().map(|at| *at..at + 8).collect();
     let registers = 0..128;
     let mut readable: Vec<_> = words(&[
@@ -637,7 +637,7 @@ fn contract() -> Contract {
     }
 }
 
-fn verify(contract: &Contract, layout: Layout, e: &Emitted) -> Result<(), EngineError> {
+pub(crate) fn verify(contract: &Contract, layout: Layout, e: &Emitted) -> Result<(), EngineError> {
     let entries: Vec<u32> = e.insns.iter().map(|(_, host)| *host).collect();
     let block = mimeo_bt_verify::Block {
         hot: &e.hot,

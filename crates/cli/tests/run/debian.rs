@@ -109,6 +109,31 @@ fn interp_one_cpu() {
 }
 
 #[test]
+fn interp_two_cpus() {
+    life("debian", "interp", 2);
+}
+
+#[test]
+fn bt_two_cpus() {
+    life("debian", "bt", 2);
+}
+
+/// The whole boot on the translator and the interpreter in lockstep: minutes.
+#[test]
+fn lockstep() {
+    if std::env::var_os("MIMEO_SOAK").is_none() || !available("debian") {
+        return;
+    }
+    for (stride, cpus) in [("--verify=1", "1"), ("--verify=chained", "1"), ("--verify=8", "2")] {
+        let mut g = Guest::start(&["run", "debian", "--cpus", cpus, stride]);
+        g.send("echo ve''rified; poweroff -f\n");
+        g.end_of_input();
+        assert_eq!(g.wait().code(), Some(0), "{stride}: {}", g.errors());
+        assert!(g.console().contains("verified"));
+    }
+}
+
+#[test]
 fn interp_four_cpus() {
     life("debian", "interp", 4);
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// A Multiboot 1 kernel (specification 0.6.96, address fields used) that executes `code` in 32-bit
 /// protected mode at 1 MB.
-fn kernel(name: &str, code: &[u8]) -> PathBuf {
+pub fn kernel(name: &str, code: &[u8]) -> PathBuf {
     const MAGIC: u32 = 0x1bad_b002;
     const FLAGS: u32 = 1 << 16;
     const BASE: u32 = 0x10_0000;
@@ -53,6 +53,11 @@ fn out(port: u16, value: u32, size: u8) -> Vec<u8> {
         _ => &[0xef],
     });
     code
+}
+
+/// A kernel that ends with status 0x21 through the debug-exit device.
+pub fn debug_exit_kernel(name: &str) -> PathBuf {
+    kernel(name, &program(&[&out(0xf4, 0x10, 4)]))
 }
 
 /// cli; hlt; jmp to the hlt.

@@ -31,7 +31,7 @@ const SLICE: u64 = 100_000;
 
 /// The same in lockstep with several vCPUs: short, because guests that wait for each other spin away
 /// whole turns.
-const SHORT_SLICE: u64 = 1_000;
+const SHORT_SLICE: u64 = 200;
 
 /// Asks a deterministic run to end, from any thread.
 #[derive(Debug, Clone, Default)]
