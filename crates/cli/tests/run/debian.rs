@@ -124,7 +124,11 @@ fn lockstep() {
     if std::env::var_os("MIMEO_SOAK").is_none() || !available("debian") {
         return;
     }
-    for (stride, cpus) in [("--verify=1", "1"), ("--verify=chained", "1"), ("--verify=8", "2")] {
+    for (stride, cpus) in [
+        ("--verify=1", "1"),
+        ("--verify=chained", "1"),
+        ("--verify=8", "2"),
+    ] {
         let mut g = Guest::start(&["run", "debian", "--cpus", cpus, stride]);
         g.send("echo ve''rified; poweroff -f\n");
         g.end_of_input();

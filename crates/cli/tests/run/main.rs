@@ -3,6 +3,7 @@
 
 mod debian;
 mod endings;
+mod engines;
 mod errors;
 mod living;
 mod net;
