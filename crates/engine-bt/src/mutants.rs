@@ -122,7 +122,10 @@ fn copy(e: &Emitted) -> Emitted {
     }
 }
 
-fn disassemble(code: &[u8], at: u32) -> Vec<(Instruction, iced_x86::ConstantOffsets)> {
+/// A host instruction, and where its constants are.
+type Host = (Instruction, iced_x86::ConstantOffsets);
+
+fn disassemble(code: &[u8], at: u32) -> Vec<Host> {
     let mut d = Decoder::with_ip(64, code, u64::from(at), DecoderOptions::NONE);
     let mut out = Vec::new();
     while d.can_decode() {
@@ -152,7 +155,7 @@ type Edit = Vec<(usize, u8)>;
 struct Class {
     name: &'static str,
     /// The edits of instruction `n`, each to be made alone.
-    edits: fn(&[(Instruction, iced_x86::ConstantOffsets)], usize, &[u8]) -> Vec<Edit>,
+    edits: fn(&[Host], usize, &[u8]) -> Vec<Edit>,
 }
 
 fn nops(len: usize) -> Edit {

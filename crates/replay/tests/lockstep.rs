@@ -52,6 +52,12 @@ impl Engine for Toy {
     }
 }
 
+/// A store as a vCPU makes it: `GuestMemory::write` is how devices write.
+fn store(m: &GuestMemory, gpa: u64, value: u64) {
+    let old = m.read_u64(gpa).unwrap();
+    assert_eq!(m.cas_u64(gpa, old, value), Some(true));
+}
+
 impl ToyCpu {
     fn instruction(&mut self, io: &mut dyn CpuIo) {
         let broken = |d| self.retired >= 1000 && self.toy.defect == d;
@@ -61,10 +67,10 @@ impl ToyCpu {
         s.gpr[1] = s.gpr[1].wrapping_mul(5).wrapping_add(n);
         match n % 4 {
             0 if !broken(Defect::LostStore) => {
-                m.write(n * 8, &s.gpr[1].to_le_bytes()).unwrap();
+                store(m, n * 8, s.gpr[1]);
             }
             1 => s.gpr[2] ^= u64::from(io.port_read(0x60 + u16::from(broken(Defect::Port)), 1)),
-            2 if broken(Defect::StrayStore) => m.write(0x7000, &[1]).unwrap(),
+            2 if broken(Defect::StrayStore) => store(m, 0x7000, 1),
             3 if broken(Defect::Register) => s.gpr[7] ^= 1,
             3 if broken(Defect::Flag) => s.rflags |= mimeo_arch_x86::RFlags::CF,
             _ => {}
