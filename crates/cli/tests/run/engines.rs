@@ -27,11 +27,11 @@ fn run(
         ])
         .arg(&path)
         .args(args);
-    // SAFETY: the closure only makes system calls that are safe between fork and exec.
     #[expect(
         unsafe_code,
         reason = "limits that must be set in the child before it starts"
     )]
+    // SAFETY: the closures only make system calls that are safe between fork and exec.
     let command = unsafe { command.pre_exec(limit) };
     let output = command.output().unwrap();
     fs::remove_file(path).unwrap();
@@ -56,8 +56,8 @@ fn address_space(bytes: u64) -> io::Result<()> {
         rlim_cur: bytes,
         rlim_max: bytes,
     };
-    // SAFETY: a plain structure that lives through the call.
     #[expect(unsafe_code, reason = "setrlimit")]
+    // SAFETY: a plain structure that lives through the call.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
     if result == 0 {
         Ok(())
@@ -184,8 +184,8 @@ fn filter(program: &[libc::sock_filter]) -> io::Result<()> {
         len: program.len() as u16,
         filter: program.as_ptr().cast_mut(),
     };
-    // SAFETY: the program is complete and lives through the calls.
     #[expect(unsafe_code, reason = "prctl")]
+    // SAFETY: the program is complete and lives through the calls.
     let failed = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
             || libc::prctl(
