@@ -5,8 +5,10 @@
 //! functions a fixed number of pseudo-random inputs in every test run.
 
 mod code;
+mod net;
 
 pub use code::guest_code;
+pub use net::{net_card, net_frames};
 
 use mimeo_boot::{BootOptions, MemoryMap, Module, Payload};
 use mimeo_memory::GuestMemory;

@@ -38,6 +38,22 @@ impl Rng {
 }
 
 #[test]
+fn rings_of_a_network_card_of_any_bytes() {
+    let mut r = Rng(0x0123_4567_89ab_cdef);
+    for _ in 0..cases(600) {
+        mimeo_fuzz_cases::net_card(&r.bytes(2000));
+    }
+}
+
+#[test]
+fn frames_of_any_bytes() {
+    let mut r = Rng(0x1357_9bdf_0246_8ace);
+    for _ in 0..cases(600) {
+        mimeo_fuzz_cases::net_frames(&r.bytes(2000));
+    }
+}
+
+#[test]
 fn guest_code_of_any_bytes() {
     let mut r = Rng(0x9e37_79b9_7f4a_7c15);
     for _ in 0..cases(800) {
