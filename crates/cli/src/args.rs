@@ -327,7 +327,8 @@ pub struct MachineArgs {
     /// Number of CPUs, each a thread of the host.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// CPU model with features to add and remove: x86-64-v2, x86-64-v3 or host.
+    /// CPU model with features to add and remove: x86-64-v2, x86-64-v3 or host; `help` lists the
+    /// features.
     #[arg(long, value_name = "MODEL[,+F][,-F]", default_value = "x86-64-v3")]
     pub cpu: String,
     /// Board.
@@ -420,7 +421,8 @@ pub struct MachineArgs {
 /// Everything that `mimeo run` takes.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// A named guest: `debian`.
+    /// A named guest: `debian` (the host's release, with the kernel for clouds), `debian-generic` (with
+    /// the kernel for everything), `debian-stable` (the kernel of Debian's current release).
     #[arg(value_name = "GUEST")]
     pub guest: Option<String>,
     /// Take settings from a TOML file: the long flags' names with their values, and `guest`. Flags

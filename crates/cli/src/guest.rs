@@ -12,6 +12,7 @@ use std::time::Duration;
 pub const GUESTS: &[(&str, Flavour)] = &[
     ("debian", Flavour::Cloud),
     ("debian-generic", Flavour::Generic),
+    ("debian-stable", Flavour::Stable),
 ];
 
 /// How a guest shall be.

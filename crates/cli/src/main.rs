@@ -2,6 +2,7 @@
 
 mod args;
 mod cards;
+mod cpu_help;
 mod detach;
 mod deterministic;
 mod disk;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
 
 fn carry_out(command: Command, matches: &clap::ArgMatches) -> Result<Status, Failure> {
     match command {
+        Command::Run(args) if args.machine.cpu == "help" => cpu_help::print(),
         Command::Run(args) if args.detach && args.detached_as.is_none() => detach::run(&args),
         Command::Run(args) => run::run(*args),
         Command::Ps(args) => vms::ps::ps(&args),

@@ -19,7 +19,12 @@ pub(crate) struct Apt {
     /// Where lists of our own are, when they are in use.
     state: PathBuf,
     own_lists: bool,
+    /// The one source to use instead of the system's.
+    source: Option<PathBuf>,
 }
+
+/// Debian's keys on Debian and its derivatives.
+const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 impl Apt {
     /// Finds the tools. `cache` is where lists of our own may go.
@@ -36,7 +41,41 @@ impl Apt {
             }
         }
         let (state, own_lists) = (cache.join("apt"), false);
-        Ok(Self { state, own_lists })
+        Ok(Self {
+            state,
+            own_lists,
+            source: None,
+        })
+    }
+
+    /// The same for a release of Debian's of its own (`stable`), from the mirror that the system uses.
+    pub(crate) fn of_release(
+        cache: &Path,
+        suite: &str,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Self, ImageError> {
+        let mut apt = Self::new(cache)?;
+        let mirror = apt.debian_mirror().ok_or_else(|| {
+            ImageError::NoPackage(format!("a source of Debian's {suite} release"))
+        })?;
+        apt.state = cache.join(format!("apt-{suite}"));
+        std::fs::create_dir_all(&apt.state).map_err(ImageError::io(&apt.state))?;
+        let source = apt.state.join("sources.list");
+        let line = format!("deb [arch=amd64 signed-by={DEBIAN_KEYS}] {mirror} {suite} main\n");
+        std::fs::write(&source, line).map_err(ImageError::io(&source))?;
+        apt.source = Some(source);
+        apt.update(progress)?;
+        Ok(apt)
+    }
+
+    /// Where the system gets Debian's packages from.
+    fn debian_mirror(&self) -> Option<String> {
+        let mut c = self.command("apt-get");
+        c.args(["indextargets", "--format", "$(REPO_URI)"]);
+        c.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);
+        let out = c.stderr(Stdio::null()).output().ok()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        text.lines().next().map(str::to_owned)
     }
 
     fn command(&self, tool: &str) -> Command {
@@ -61,6 +100,11 @@ impl Apt {
                 c.arg("-o").arg(option);
             }
             c.args(["-o", "Dir::State::status=/var/lib/dpkg/status"]);
+        }
+        if let Some(source) = &self.source {
+            let list = format!("Dir::Etc::sourcelist={}", source.display());
+            c.args(["-o", &list, "-o", "Dir::Etc::sourceparts=-"]);
+            c.args(["-o", "Acquire::Languages=none"]);
         }
         c
     }

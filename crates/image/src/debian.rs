@@ -16,12 +16,15 @@ pub enum Flavour {
     Cloud,
     /// The one for everything.
     Generic,
+    /// The one for virtual machines of Debian's current stable release, whatever the host's is.
+    Stable,
 }
 
 impl Flavour {
     /// The meta packages that lead to it, Debian's first, then Ubuntu's.
     fn packages(self) -> &'static [&'static str] {
         match self {
+            Self::Stable => &["linux-image-cloud-amd64"],
             Self::Cloud => &[
                 "linux-image-cloud-amd64",
                 "linux-image-virtual",
@@ -35,6 +38,7 @@ impl Flavour {
         match self {
             Self::Cloud => "debian-cloud",
             Self::Generic => "debian-generic",
+            Self::Stable => "debian-stable",
         }
     }
 }
@@ -153,7 +157,10 @@ fn prepare(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PathBuf, ImageError> {
     progress(Progress::Step("looking for Debian's kernel"));
-    let mut apt = Apt::new(root)?;
+    let mut apt = match flavour {
+        Flavour::Stable => Apt::of_release(root, "stable", progress)?,
+        Flavour::Cloud | Flavour::Generic => Apt::new(root)?,
+    };
     let package = apt.kernel_package(flavour.packages(), progress)?;
     let work = slot.workspace()?;
     let packages = work.join("packages");
