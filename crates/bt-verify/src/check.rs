@@ -175,24 +175,36 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// The displacement from R15 of the branch cache's first entry.
+    fn cache_at(&self) -> i64 {
+        -i64::from(self.contract.bias) - 16 * i64::from(self.contract.cache_entries)
+    }
+
+    /// A memory operand with base R15 lies below the read table.
+    fn in_cache(&self, i: &Instruction) -> bool {
+        let disp = i.memory_displacement64() as i64;
+        (self.cache_at()..-i64::from(self.contract.bias)).contains(&disp)
+    }
+
     /// The branch-cache entry that a memory operand names, `field` bytes into it.
     fn cache_operand(&self, i: &Instruction, state: &State, field: i64) -> Check<Slot> {
-        let base = number(i.memory_base()).ok_or("no base register")?;
-        let disp = i.memory_displacement64() as i64;
-        if i.memory_index() != Register::None || i.segment_prefix() != Register::None {
+        let plain = i.segment_prefix() == Register::None && number(i.memory_base()) == Some(R15);
+        if !plain || !self.in_cache(i) {
             return err("not a branch-cache entry");
         }
-        match state.regs[base] {
-            Val::Entry(slot) if disp == field => Ok(slot),
-            Val::Ibtc => {
-                let at = disp - field;
-                let inside =
-                    at >= 0 && at % 16 == 0 && at / 16 < i64::from(self.contract.ibtc_entries);
-                if inside {
-                    Ok(Slot::Fixed(at as i32))
-                } else {
-                    err("outside the branch cache")
-                }
+        let at = i.memory_displacement64() as i64 - self.cache_at() - field;
+        match number(i.memory_index()).map(|n| state.regs[n]) {
+            None if at >= 0 && at % 16 == 0 => Ok(Slot::Fixed(at as i32)),
+            // Twice 16 bits, times 8: inside, if there are as many entries.
+            Some(Val::Low16 {
+                of,
+                ror,
+                twice: true,
+            }) if at == 0
+                && i.memory_index_scale() == 8
+                && self.contract.cache_entries >= 1 << 16 =>
+            {
+                Ok(Slot::Of(of, ror))
             }
             _ => err("not a branch-cache entry"),
         }
@@ -204,12 +216,7 @@ impl<'a> Checker<'a> {
         taken.site_stored = false;
         other.site_stored = false;
         match i.code() {
-            Code::Jrcxz_rel8_64 => {
-                if let Val::Difference { slot, .. } = taken.regs[1] {
-                    taken.matched.insert(slot);
-                }
-            }
-            Code::Jecxz_rel8_64 => {}
+            Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 => {}
             _ if matches!(i.mnemonic(), M::Loop | M::Loope | M::Loopne) => {
                 let at = i.ip() as u32;
                 for state in [&mut taken, &mut other] {
@@ -242,6 +249,9 @@ impl<'a> Checker<'a> {
             Flags::Crosses(of, size) if !zero_flag && clear => {
                 let known = state.fits.entry(of).or_default();
                 *known = (*known).max(size);
+            }
+            Flags::Tag(slot) if zero_flag && !clear => {
+                state.matched.insert(slot);
             }
             // ZF set after TEST means that none of the bits is set.
             Flags::LowBits(of, mask) if zero_flag && !clear && matches!(m, M::Je | M::Jne) => {
@@ -286,6 +296,8 @@ impl Checker<'_> {
                 }
                 // What was looked up in another view says nothing about this one.
                 s.valid.clear();
+                s.matched.clear();
+                s.flags = Flags::Unknown;
             }
         }
         if i.rflags_modified() != 0 {
@@ -328,20 +340,20 @@ impl Checker<'_> {
         if base == Some(RSP) {
             return self.context(i, s, writes, size as i32);
         }
-        let mov = matches!(i.code(), Code::Mov_r64_rm64);
+        if base == Some(R15) && self.in_cache(i) {
+            return match i.code() {
+                Code::Cmp_r64_rm64 | Code::Cmp_rm64_imm8 | Code::Cmp_rm64_imm32 => {
+                    self.cache_operand(i, s, 0).map(|_| None)
+                }
+                _ => err("branch cache used for something else than a comparison"),
+            };
+        }
         if base == Some(R15) {
-            return self.table(i, s, index, segment, mov && !writes);
+            let load = matches!(i.code(), Code::Mov_r64_rm64) && !writes;
+            return self.table(i, s, index, segment, load);
         }
         if segment != Register::None {
             return err("segment override outside the table lookup");
-        }
-        if let Some(b) = base
-            && matches!(s.regs[b], Val::Ibtc | Val::Entry(_))
-        {
-            if !mov || writes {
-                return err("branch cache used for something else than a load");
-            }
-            return Ok(Some(Val::Tag(self.cache_operand(i, s, 0)?)));
         }
         self.guest(i, s, writes, size, base, index)?;
         Ok(None)
@@ -380,9 +392,6 @@ impl Checker<'_> {
             };
         }
         let plain = i.code() == Code::Mov_r64_rm64;
-        if plain && disp == c.ibtc {
-            return Ok(Some(Val::Ibtc));
-        }
         if plain && c.views.contains(&disp) && number(i.op0_register()) == Some(R15) {
             return Ok(Some(VIEW));
         }
@@ -497,9 +506,9 @@ impl Checker<'_> {
                 Some(Val::Plain(Id::Const(0)))
             }
             Code::VEX_Rorx_r64_rm64_imm8
-                if i.immediate8() == 48 && i.op1_kind() == OpKind::Register =>
+                if [48, 6].contains(&i.immediate8()) && i.op1_kind() == OpKind::Register =>
             {
-                Some(Val::Rotated(name(reg(1)?)?))
+                Some(Val::Rotated(name(reg(1)?)?, i.immediate8()))
             }
             // R15's low six bits are 28: rotated right by 48, then right by 28, leaves bits 47 to 12.
             Code::VEX_Shrx_r64_rm64_r64
@@ -508,14 +517,22 @@ impl Checker<'_> {
                     && self.contract.bias & 63 == 28 =>
             {
                 match reg(1)? {
-                    Val::Rotated(of) => Some(Val::Index(of)),
+                    Val::Rotated(of, 48) => Some(Val::Index(of)),
                     _ => None,
                 }
             }
-            Code::Movzx_r32_rm16 if i.op1_kind() == OpKind::Register => Some(Val::Low16 {
-                of: name(reg(1)?)?,
-                twice: false,
-            }),
+            Code::Movzx_r32_rm16 if i.op1_kind() == OpKind::Register => {
+                let (of, ror) = match reg(1)? {
+                    Val::Plain(of) => (of, 0),
+                    Val::Rotated(of, 6) => (of, 6),
+                    _ => return None,
+                };
+                Some(Val::Low16 {
+                    of,
+                    ror,
+                    twice: false,
+                })
+            }
             Code::Mov_r32_rm32 | Code::Mov_rm32_r32 if i.op1_kind() == OpKind::Register => {
                 Some(Val::Low32(name(reg(1)?)?))
             }
@@ -543,22 +560,17 @@ impl Checker<'_> {
         match (base, index) {
             (base, None) if disp == 0 => Some(base),
             (
-                Val::Low16 { of, twice: false },
-                Some(Val::Low16 {
-                    of: other,
+                Val::Low16 {
+                    of,
+                    ror,
                     twice: false,
-                }),
-            ) if of == other && scale == 1 && disp == 0 => Some(Val::Low16 { of, twice: true }),
-            (Val::Ibtc, Some(Val::Low16 { of, twice: true }))
-                if scale == 8 && disp == 0 && self.contract.ibtc_entries >= 1 << 16 =>
-            {
-                Some(Val::Entry(Slot::Of(of)))
-            }
-            (Val::Tag(slot), Some(Val::Plain(of))) | (Val::Plain(of), Some(Val::Tag(slot)))
-                if scale == 1 && disp == 1 && Self::belongs(slot, of) =>
-            {
-                Some(Val::Difference { slot, of })
-            }
+                },
+                Some(other),
+            ) if other == base && scale == 1 && disp == 0 => Some(Val::Low16 {
+                of,
+                ror,
+                twice: true,
+            }),
             (a, Some(b)) if scale == 1 && disp == 0 => {
                 let (of, write) = self.sum(s, a, b)?;
                 Some(Val::Host { of, write })
@@ -570,8 +582,10 @@ impl Checker<'_> {
     /// The entry is the one in which the value's translation would stand.
     fn belongs(slot: Slot, of: Id) -> bool {
         match (slot, of) {
-            (Slot::Of(x), of) => x == of,
-            (Slot::Fixed(at), Id::Const(v)) => i64::from(at) == 16 * i64::from(v as u16),
+            (Slot::Of(x, ror), of) => x == of && matches!(ror, 0 | 6),
+            (Slot::Fixed(at), Id::Const(v)) => [v, v.rotate_right(6)]
+                .map(|v| 16 * i32::from(v as u16))
+                .contains(&at),
             (Slot::Fixed(_), Id::At(..)) => false,
         }
     }
@@ -586,6 +600,21 @@ impl Checker<'_> {
             {
                 match zero_or(0) {
                     Some(Val::Addend { of, write }) => Flags::Zero(of, write),
+                    _ => Flags::Unknown,
+                }
+            }
+            Code::Cmp_r64_rm64 | Code::Cmp_rm64_imm8 | Code::Cmp_rm64_imm32
+                if number(i.memory_base()) == Some(R15) && self.in_cache(i) =>
+            {
+                let of = match i.code() {
+                    Code::Cmp_r64_rm64 => match zero_or(0) {
+                        Some(Val::Plain(of)) => Some(of),
+                        _ => None,
+                    },
+                    _ => Some(Id::Const(i.immediate(1))),
+                };
+                match (self.cache_operand(i, s, 0), of) {
+                    (Ok(slot), Some(of)) if Self::belongs(slot, of) => Flags::Tag(slot),
                     _ => Flags::Unknown,
                 }
             }

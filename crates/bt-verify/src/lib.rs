@@ -30,16 +30,15 @@ pub struct Contract {
     pub readable: Vec<std::ops::Range<i32>>,
     /// Fields that may be written: ranges of displacements.
     pub writable: Vec<std::ops::Range<i32>>,
-    /// The field that holds the branch cache's address.
-    pub ibtc: i32,
     /// The field that takes the site's number before the exit (32 bits).
     pub site: i32,
     /// Fields that hold a table register value for some view; R15 may be loaded from them.
     pub views: Vec<i32>,
     /// What R15 is above the read table's first entry; its low six bits are 28.
     pub bias: i32,
-    /// Entries of the branch cache, 16 bytes each: tag, host address.
-    pub ibtc_entries: u32,
+    /// Entries of the branch cache, 16 bytes each: the guest's RIP, the host address. The last ends where the
+    /// read table begins.
+    pub cache_entries: u32,
 }
 
 /// A finished block.

@@ -16,8 +16,8 @@ pub(crate) enum Id {
 pub(crate) enum Slot {
     /// At a fixed byte offset.
     Fixed(i32),
-    /// At 16 times the low 16 bits of a value.
-    Of(Id),
+    /// At 16 times the low 16 bits of a value, or of the value rotated right by 6.
+    Of(Id, u8),
 }
 
 /// What a register holds.
@@ -25,8 +25,8 @@ pub(crate) enum Slot {
 pub(crate) enum Val {
     /// An unknown value with a name.
     Plain(Id),
-    /// The value, rotated right by 48.
-    Rotated(Id),
+    /// The value, rotated right.
+    Rotated(Id, u8),
     /// Bits 47 to 12 of the value: a bounded table index.
     Index(Id),
     /// The addend of the value's page, from the write table or the read table.
@@ -37,42 +37,23 @@ pub(crate) enum Val {
     Low32(Id),
     /// The value's low 32 bits with bits 12 to 31 set.
     InPage(Id),
-    /// The value's low 16 bits, times 1 or 2.
-    Low16 { of: Id, twice: bool },
-    /// The branch cache's address.
-    Ibtc,
-    /// The address of one of its entries.
-    Entry(Slot),
-    /// The tag in that entry.
-    Tag(Slot),
-    /// Tag + value + 1: zero when the entry is the value's.
-    Difference { slot: Slot, of: Id },
+    /// The low 16 bits of the value rotated right by `ror`, times 1 or 2.
+    Low16 { of: Id, ror: u8, twice: bool },
 }
 
 impl Val {
     /// The names that it speaks of.
     fn ids(self) -> impl Iterator<Item = Id> {
-        let of_slot = |slot| {
-            if let Slot::Of(id) = slot {
-                Some(id)
-            } else {
-                None
-            }
-        };
-        let (a, b) = match self {
+        match self {
             Self::Plain(id)
-            | Self::Rotated(id)
+            | Self::Rotated(id, _)
             | Self::Index(id)
             | Self::Low32(id)
             | Self::InPage(id)
             | Self::Addend { of: id, .. }
             | Self::Host { of: id, .. }
-            | Self::Low16 { of: id, .. } => (Some(id), None),
-            Self::Entry(slot) | Self::Tag(slot) => (of_slot(slot), None),
-            Self::Difference { slot, of } => (of_slot(slot), Some(of)),
-            Self::Ibtc => (None, None),
-        };
-        a.into_iter().chain(b)
+            | Self::Low16 { of: id, .. } => std::iter::once(id),
+        }
     }
 }
 
@@ -86,12 +67,15 @@ pub(crate) enum Flags {
     Crosses(Id, u32),
     /// ZF clear: the value has one of these low bits set.
     LowBits(Id, u32),
+    /// ZF: the branch-cache entry is that of the value that it was compared with.
+    Tag(Slot),
 }
 
 impl Flags {
     fn id(self) -> Option<Id> {
         match self {
-            Self::Unknown => None,
+            Self::Unknown | Self::Tag(Slot::Fixed(_)) => None,
+            Self::Tag(Slot::Of(id, _)) => Some(id),
             Self::Zero(id, _) | Self::Crosses(id, _) | Self::LowBits(id, _) => Some(id),
         }
     }
@@ -140,7 +124,7 @@ impl State {
         self.valid.retain(|(id, _)| !old(*id));
         self.fits.retain(|id, _| !old(*id));
         self.matched
-            .retain(|slot| !matches!(slot, Slot::Of(id) if old(*id)));
+            .retain(|slot| !matches!(slot, Slot::Of(id, _) if old(*id)));
     }
 
     /// What both know, at `at`.

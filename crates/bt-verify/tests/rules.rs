@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 use mimeo_bt_verify::{Block, Contract, verify};
 
 const SITE: i32 = -64;
-const IBTC: i32 = -8;
+const CACHE: i32 = -28 - (16 << 16);
 const VIEW: i32 = -16;
 const HOST_RSP: i32 = -80;
 const EXIT: u32 = 0x10;
@@ -15,11 +15,10 @@ fn contract() -> Contract {
     Contract {
         readable: vec![-56..0, 0..128],
         writable: vec![0..64, 64..128],
-        ibtc: IBTC,
         site: SITE,
         views: vec![VIEW],
         bias: 28,
-        ibtc_entries: 1 << 16,
+        cache_entries: 1 << 16,
     }
 }
 
@@ -302,10 +301,6 @@ fn the_context_and_the_exit_are_guarded() {
         "protected",
     );
     rejected(
-        check(|a, _| a.mov(qword_ptr(rsp + IBTC), rax).unwrap()),
-        "protected",
-    );
-    rejected(
         check(|a, _| a.mov(qword_ptr(rsp + 60), rax).unwrap()),
         "protected",
     );
@@ -331,48 +326,106 @@ fn the_context_and_the_exit_are_guarded() {
 
 #[test]
 fn the_branch_cache_needs_its_tag() {
-    let through = |compare: bool, tag: i32| {
+    const RIP: u64 = 0x7f12_1234_5678;
+    let through = |compare: bool, tag: i32, host: i32| {
         check(|a, miss| {
-            a.mov(r11, 0x1234_5678u64).unwrap();
-            a.mov(r10, qword_ptr(rsp + IBTC)).unwrap();
-            a.mov(rcx, qword_ptr(r10 + tag)).unwrap();
-            a.lea(rcx, qword_ptr(rcx + r11 + 1)).unwrap();
-            let mut hit = a.create_label();
+            a.mov(r11, RIP).unwrap();
             if compare {
-                a.jrcxz(hit).unwrap();
-                a.jmp(miss).unwrap();
+                a.cmp(r11, qword_ptr(r15 + CACHE + tag)).unwrap();
+                a.jne(miss).unwrap();
             }
-            a.set_label(&mut hit).unwrap();
             a.mov(rcx, qword_ptr(rsp + 8)).unwrap();
-            a.jmp(qword_ptr(r10 + 0x5_6788)).unwrap();
+            a.jmp(qword_ptr(r15 + CACHE + host)).unwrap();
         })
     };
-    through(true, 0x5_6780).unwrap();
-    rejected(through(false, 0x5_6780), "tag");
-    rejected(through(true, 0x5_6770), "tag");
-    rejected(through(true, 0x10_0000), "outside");
-    let indirect = |other: bool| {
+    through(true, 0x5_6780, 0x5_6788).unwrap();
+    // The second entry: bits 6 to 21.
+    let second = 16 * i32::from((RIP >> 6) as u16);
+    through(true, second, second + 8).unwrap();
+    rejected(through(false, 0x5_6780, 0x5_6788), "tag");
+    rejected(through(true, 0x5_6770, 0x5_6778), "tag");
+    rejected(through(true, 0x5_6780, 0x5_6798), "tag");
+    rejected(through(true, 0x5_6780, 0x5_6780), "not a branch-cache");
+    rejected(through(true, 0x5_6788, 0x5_6788), "not a branch-cache");
+    rejected(through(true, 0x5_6780, 0x10_0008), "not a branch-cache");
+    rejected(through(true, 0x5_6780, -8), "not a branch-cache");
+    // The branch that is taken when they differ.
+    rejected(
         check(|a, miss| {
-            a.movzx(ecx, r11w).unwrap();
-            a.lea(rcx, qword_ptr(rcx + rcx)).unwrap();
-            a.mov(r10, qword_ptr(rsp + IBTC)).unwrap();
-            a.lea(r10, qword_ptr(r10 + rcx * 8)).unwrap();
-            a.mov(rcx, qword_ptr(r10)).unwrap();
-            if other {
-                a.lea(rcx, qword_ptr(rcx + rdx + 1))
+            a.mov(r11, RIP).unwrap();
+            a.cmp(r11, qword_ptr(r15 + CACHE + 0x5_6780)).unwrap();
+            a.je(miss).unwrap();
+            a.jmp(qword_ptr(r15 + CACHE + 0x5_6788)).unwrap();
+        }),
+        "tag",
+    );
+    // An immediate stands for itself, sign-extended.
+    let immediate = |imm: i32, at: i32| {
+        check(|a, miss| {
+            a.cmp(qword_ptr(r15 + CACHE + at), imm).unwrap();
+            a.jne(miss).unwrap();
+            a.jmp(qword_ptr(r15 + CACHE + at + 8)).unwrap();
+        })
+    };
+    immediate(0x12_3456, 0x3_4560).unwrap();
+    immediate(-0x7e00_0000, 0).unwrap();
+    rejected(immediate(0x12_3456, 0x3_4570), "tag");
+    // Nothing else may be done with the cache.
+    rejected(
+        check(|a, _| a.mov(rax, qword_ptr(r15 + CACHE)).unwrap()),
+        "comparison",
+    );
+    rejected(
+        check(|a, _| a.mov(qword_ptr(r15 + CACHE), rax).unwrap()),
+        "comparison",
+    );
+}
+
+#[test]
+fn an_indirect_branch_takes_the_entry_that_it_compared() {
+    let indirect = |broken: u32| {
+        check(|a, miss| {
+            if broken == 1 {
+                a.rorx(r10, r11, 7).unwrap();
             } else {
-                a.lea(rcx, qword_ptr(rcx + r11 + 1))
+                a.rorx(r10, r11, 6).unwrap();
+            }
+            a.movzx(r10d, r10w).unwrap();
+            if broken != 2 {
+                a.lea(r10, qword_ptr(r10 + r10)).unwrap();
+            }
+            if broken == 3 {
+                a.cmp(rdx, qword_ptr(r15 + r10 * 8 + CACHE)).unwrap();
+            } else {
+                a.cmp(r11, qword_ptr(r15 + r10 * 8 + CACHE)).unwrap();
+            }
+            a.jne(miss).unwrap();
+            match broken {
+                4 => a.mov(r15, qword_ptr(rsp + VIEW)),
+                5 => a.add(r10, 8),
+                6 => a.mov(r11, rdx),
+                _ => a.nop(),
             }
             .unwrap();
-            let mut hit = a.create_label();
-            a.jrcxz(hit).unwrap();
-            a.jmp(miss).unwrap();
-            a.set_label(&mut hit).unwrap();
-            a.jmp(qword_ptr(r10 + 8)).unwrap();
+            a.jmp(qword_ptr(r15 + r10 * 8 + CACHE + 8)).unwrap();
         })
     };
-    indirect(false).unwrap();
-    rejected(indirect(true), "tag");
+    indirect(0).unwrap();
+    // What was compared stays compared when the register changes afterwards.
+    indirect(6).unwrap();
+    for broken in 1..6 {
+        assert!(indirect(broken).is_err(), "{broken}");
+    }
+    // The view changes between the comparison and the branch on its result.
+    let switched = check(|a, miss| {
+        a.movzx(r10d, r11w).unwrap();
+        a.lea(r10, qword_ptr(r10 + r10)).unwrap();
+        a.cmp(r11, qword_ptr(r15 + r10 * 8 + CACHE)).unwrap();
+        a.mov(r15, qword_ptr(rsp + VIEW)).unwrap();
+        a.jne(miss).unwrap();
+        a.jmp(qword_ptr(r15 + r10 * 8 + CACHE + 8)).unwrap();
+    });
+    rejected(switched, "tag");
 }
 
 #[test]

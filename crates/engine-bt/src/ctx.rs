@@ -40,8 +40,8 @@ pub(crate) struct Ctx {
     pub(crate) fs_base: Cell<u64>,
     /// Guest GS base.
     pub(crate) gs_base: Cell<u64>,
-    /// The indirect-branch cache in use.
-    pub(crate) ibtc: Cell<u64>,
+    /// Keeps the register file at its alignment.
+    pub(crate) reserved: Cell<u64>,
     /// Guest RFLAGS but the six status flags, DF, IF and AC.
     pub(crate) sysflags: Cell<u64>,
     /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
@@ -142,7 +142,7 @@ impl Ctx {
             rl: word(),
             fs_base: word(),
             gs_base: word(),
-            ibtc: word(),
+            reserved: word(),
             sysflags: Cell::new(2),
             status: word(),
             scratch: word(),
@@ -230,13 +230,7 @@ mod tests {
 
     #[test]
     fn hot_fields_are_one_byte_away() {
-        for d in [
-            at!(site),
-            at!(ibtc),
-            at!(scratch),
-            at!(sysflags),
-            at!(status),
-        ] {
+        for d in [at!(site), at!(scratch), at!(sysflags), at!(status)] {
             assert!((-128..0).contains(&d));
         }
         assert_eq!(at!(gpr), 0);

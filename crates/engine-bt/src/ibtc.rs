@@ -2,22 +2,33 @@
 //! return, indirect jump and cross-page branch.
 //!
 //! One for each view, so that a mode can never be entered through another mode's entry
-//! (ENGINE-REVIEW F3); the tag is the full 64-bit RIP. 2^16 entries of two words, by the low 16
-//! bits of RIP: the tag as `!RIP` (so that one LEA tells a match without touching flags) and the host
-//! address.
+//! (ENGINE-REVIEW F3); the tag is the full 64-bit RIP. 2^16 entries of two words, the RIP and the host
+//! address. It lies just below the view's read table, so that rL reaches it. An RIP stands in the entry
+//! that its low 16 bits name, or, where that is taken, in the one of bits 6 to 21: two branch targets that
+//! are both in use seldom share both.
 
 use crate::hash::IntMap;
 use crate::lazy::LazyArray;
-use std::io;
+use std::sync::Arc;
 
-const ENTRIES: usize = 1 << 16;
+pub(crate) const ENTRIES: usize = 1 << 16;
+/// Bytes of the table.
+pub(crate) const BYTES: usize = 16 * ENTRIES;
+/// How far an RIP is shifted right for its second entry.
+pub(crate) const SECOND: u8 = 6;
 /// Fills after which everything is forgotten.
 const FILL_LIMIT: usize = 1 << 17;
+
+/// The entries in which an RIP may stand.
+pub(crate) const fn slots(rip: u64) -> (u16, u16) {
+    (rip as u16, rip.rotate_right(SECOND as u32) as u16)
+}
 
 /// One cache.
 #[derive(Debug)]
 pub(crate) struct Ibtc {
-    words: LazyArray,
+    /// The view's words; the first `2 * ENTRIES` are the cache's.
+    words: Arc<LazyArray>,
     /// Slots filled, by guest page, with whether the page was global.
     by_page: IntMap<u64, (bool, Vec<u16>)>,
     /// Slots filled, by physical page of the code.
@@ -28,35 +39,40 @@ pub(crate) struct Ibtc {
 }
 
 impl Ibtc {
-    /// An empty cache; `miss` is the host address where a branch to an unknown RIP goes.
-    pub(crate) fn new(miss: u64) -> io::Result<Self> {
-        let words = LazyArray::new(2 * ENTRIES)?;
-        // The tag of an empty slot, zero, is that of RIP = 2^64 - 1.
-        words.set(2 * (ENTRIES - 1) + 1, miss);
-        Ok(Self {
+    /// An empty cache at the start of `words`; `miss` is the host address where a branch to an unknown RIP
+    /// goes.
+    pub(crate) fn new(words: Arc<LazyArray>, miss: u64) -> Self {
+        // The tag of an empty entry, zero, is that of RIP 0, whose two entries are number 0.
+        words.set(1, miss);
+        Self {
             words,
             by_page: IntMap::default(),
             by_phys: IntMap::default(),
             miss,
             fills: 0,
-        })
+        }
     }
 
-    /// Address of the first entry.
-    pub(crate) fn address(&self) -> u64 {
-        self.words.address()
+    /// The entry for `rip`: the first if it is empty or has it, else the second.
+    fn choose(&self, rip: u64) -> u16 {
+        let (first, second) = slots(rip);
+        if [0, rip].contains(&self.words.get(2 * usize::from(first))) {
+            first
+        } else {
+            second
+        }
     }
 
     /// Remembers where `rip` is translated.
     pub(crate) fn fill(&mut self, rip: u64, host: u64, phys: u32, global: bool) {
-        let slot = rip as u16;
-        let at = 2 * usize::from(slot);
         // Only this vCPU's thread reads and writes its caches, and not at the same time.
         if self.fills >= FILL_LIMIT {
             self.flush(false);
         }
+        let slot = self.choose(rip);
+        let at = 2 * usize::from(slot);
         self.fills += 1;
-        self.words.set(at, !rip);
+        self.words.set(at, rip);
         self.words.set(at + 1, host);
         let page = self.by_page.entry(rip >> 12).or_default();
         page.0 = global;
@@ -67,7 +83,7 @@ impl Ibtc {
     /// [`Self::fill`] put in code that continues on the next linear page and on physical page
     /// `second`: it goes with those too.
     pub(crate) fn also(&mut self, rip: u64, second: u32) {
-        let slot = rip as u16;
+        let slot = self.choose(rip);
         let page = self.by_page.entry((rip >> 12).wrapping_add(1)).or_default();
         page.0 = false;
         page.1.push(slot);
@@ -77,9 +93,12 @@ impl Ibtc {
     /// The host entry for `rip`, if it is there.
     #[cfg(test)]
     pub(crate) fn get(&self, rip: u64) -> Option<u64> {
-        let at = 2 * usize::from(rip as u16);
-        (self.words.get(at) == !rip && self.words.get(at + 1) != self.miss)
-            .then(|| self.words.get(at + 1))
+        let (first, second) = slots(rip);
+        [first, second].into_iter().find_map(|slot| {
+            let at = 2 * usize::from(slot);
+            (self.words.get(at) == rip && self.words.get(at + 1) != self.miss)
+                .then(|| self.words.get(at + 1))
+        })
     }
 
     fn clear(words: &LazyArray, slot: u16, miss: u64) {
@@ -129,9 +148,13 @@ impl Ibtc {
 mod tests {
     use super::*;
 
+    fn cache() -> Ibtc {
+        Ibtc::new(Arc::new(LazyArray::new(2 * ENTRIES).unwrap()), 99)
+    }
+
     #[test]
     fn fills_and_flushes() {
-        let mut c = Ibtc::new(99).unwrap();
+        let mut c = cache();
         c.fill(0x40_1000, 7, 1, false);
         c.fill(0xffff_ffff_8100_0010, 8, 2, true);
         assert_eq!(c.get(0x40_1000), Some(7));
@@ -144,9 +167,25 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_is_never_found_by_accident() {
-        let c = Ibtc::new(99).unwrap();
-        assert_eq!(c.words.get(2 * 0xffff), !u64::MAX);
-        assert_eq!(c.words.get(2 * 0xffff + 1), 99);
+    fn two_targets_with_the_same_low_bits_are_both_kept() {
+        let mut c = cache();
+        c.fill(0x41_1230, 7, 1, false);
+        c.fill(0x42_1230, 8, 2, false);
+        assert_eq!((c.get(0x41_1230), c.get(0x42_1230)), (Some(7), Some(8)));
+        c.flush_page(0x42_1000);
+        assert_eq!((c.get(0x41_1230), c.get(0x42_1230)), (Some(7), None));
+        c.flush_phys(1);
+        assert_eq!(c.get(0x41_1230), None);
+    }
+
+    #[test]
+    fn address_zero_is_never_found_by_accident() {
+        let mut c = cache();
+        assert_eq!(slots(0), (0, 0));
+        assert_eq!(c.get(0), None);
+        assert_eq!((c.words.get(0), c.words.get(1)), (0, 99));
+        c.fill(0x1_0000, 7, 1, false);
+        c.flush(false);
+        assert_eq!((c.words.get(0), c.words.get(1)), (0, 99));
     }
 }

@@ -5,7 +5,7 @@
 //! last; host addresses only grow, so that a binary search finds a block.
 
 use crate::lazy::LazyArray;
-use crate::lower::SHADOW;
+use crate::lower::{CLOSED, INEXACT, SHADOW};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MAX_SITES: usize = 1 << 22;
 const MAX_BLOCKS: usize = 1 << 20;
 const MAX_INSNS: usize = 1 << 23;
+
+/// The part of an instruction's mark that is its offset.
+const OFFSET: u64 = !((SHADOW | INEXACT | CLOSED) as u64);
 
 /// Why a site leaves translated code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub(crate) enum SiteKind {
     Indirect = 4,
     /// A direct branch that may not be chained and that the cache does not know.
     Far = 5,
+    /// A misaligned operand, which the instruction has not met yet.
+    Misaligned = 6,
 }
 
 /// A place where translated code leaves.
@@ -37,10 +42,11 @@ pub(crate) enum SiteKind {
 pub(crate) struct Site {
     /// Why.
     pub(crate) kind: SiteKind,
-    /// Read, Write, Interp, Indirect: the instruction's RIP. Link, Far: the branch target.
+    /// Read, Write, Interp, Indirect, Misaligned: the instruction's RIP. Link, Far: the branch target.
     pub(crate) rip: u64,
     /// Read, Write: where to retry. Interp: where to go on after the instruction (0: nowhere).
-    /// Link: where the displacement to patch is. Offsets into the code cache.
+    /// Misaligned: where the instruction begins. Link: where the displacement to patch is. Offsets into the
+    /// code cache.
     pub(crate) host: u32,
     /// Length of the instruction in bits 0 to 3, [`AUX_FP`].
     pub(crate) aux: u8,
@@ -56,7 +62,7 @@ pub(crate) const AUX_FP: u8 = 1 << 4;
 pub(crate) struct Found {
     /// RIP of the instruction that the host address belongs to.
     pub(crate) rip: u64,
-    /// The host address is the first of that instruction: a boundary with exact state.
+    /// The host address is the first of that instruction, and the state is exact there.
     pub(crate) boundary: bool,
     /// It follows an STI: no interrupt may be delivered there.
     pub(crate) shadow: bool,
@@ -124,7 +130,8 @@ impl Index {
                 2 => SiteKind::Interp,
                 3 => SiteKind::Link,
                 4 => SiteKind::Indirect,
-                _ => SiteKind::Far,
+                5 => SiteKind::Far,
+                _ => SiteKind::Misaligned,
             },
             rip: self.sites.get(2 * n + 1),
             host: (word >> 32) as u32,
@@ -168,6 +175,12 @@ impl Index {
             .map(|insn| start + insn as u32)
     }
 
+    /// Number of the block that host offset `pc` belongs to, and the instruction's RIP.
+    pub(crate) fn place(&self, pc: u32) -> Option<(u32, u64)> {
+        let found = self.find(pc)?;
+        Some((self.block_at(pc)? as u32, found.rip))
+    }
+
     /// The guest instruction that host offset `pc` belongs to. Async-signal-safe.
     pub(crate) fn find(&self, pc: u32) -> Option<Found> {
         let n = self.block_at(pc)?;
@@ -187,8 +200,8 @@ impl Index {
                 break;
             }
             found = Some(Found {
-                rip: rip.wrapping_add(insn >> 32 & u64::from(!SHADOW)),
-                boundary: host == pc,
+                rip: rip.wrapping_add(insn >> 32 & OFFSET),
+                boundary: host == pc && insn >> 32 & u64::from(INEXACT) == 0,
                 shadow: insn >> 32 & u64::from(SHADOW) != 0,
             });
         }
@@ -207,7 +220,7 @@ impl Index {
         (first..first + count)
             .map(|k| self.insns.get(k))
             .map(|insn| {
-                let at = rip.wrapping_add(insn >> 32 & u64::from(!SHADOW));
+                let at = rip.wrapping_add(insn >> 32 & OFFSET);
                 (at, start + insn as u32)
             })
             .collect()
@@ -265,6 +278,14 @@ mod tests {
         assert_eq!(x.entry(0, 4), None);
         assert_eq!(x.entry(1, 0), Some(160));
         assert_eq!(x.entry(2, 0), None);
+        assert_eq!(x.place(131), Some((0, 0x1007)));
+        assert_eq!(x.place(160), Some((1, 0x2000)));
+        // Where the flags are lost nothing enters or leaves; where they are known only the block goes on.
+        let marked = [(0, 0), (1 | INEXACT, 8), (2 | CLOSED, 16)];
+        x.add_block(300, 340, 0x3000, &marked);
+        assert_eq!(f(308), Some((0x3001, false)));
+        assert_eq!(f(316), Some((0x3002, true)));
+        assert_eq!((x.entry(2, 1), x.entry(2, 2)), (None, None));
     }
 
     #[test]

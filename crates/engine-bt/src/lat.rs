@@ -16,6 +16,10 @@ use std::sync::Arc;
 
 /// Words in one table.
 pub(crate) const ENTRIES: usize = 1 << 36;
+/// Words before the read table: the view's branch cache.
+const CACHE: usize = 2 * crate::ibtc::ENTRIES;
+/// Where the write table begins.
+const WRITE: usize = CACHE + ENTRIES;
 /// Bytes from the read table to the write table: the GS base of vCPU threads.
 pub(crate) const WRITE_DISTANCE: u64 = (ENTRIES as u64) * 8;
 /// Fills of one view before it is flushed as a whole.
@@ -29,7 +33,12 @@ pub(crate) const fn index(linear: u64) -> usize {
     (linear << 16 >> 28) as usize
 }
 
-/// One pair of tables.
+/// Takes back one write right in a view's words.
+pub(crate) fn revoke(words: &LazyArray, i: usize) {
+    words.swap(WRITE + i, 0);
+}
+
+/// One pair of tables, with the view's branch cache just below.
 #[derive(Debug)]
 pub(crate) struct View {
     words: Arc<LazyArray>,
@@ -43,13 +52,13 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Reserves address space for one view: 1 TB, no memory.
+    /// Reserves address space for one view: 1 TB and 1 MB, no memory.
     ///
     /// # Errors
     /// The host's, when the process may not reserve that much.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            words: Arc::new(LazyArray::new(2 * ENTRIES)?),
+            words: Arc::new(LazyArray::new(CACHE + 2 * ENTRIES)?),
             global: Vec::new(),
             local: Vec::new(),
             touched: HashSet::new(),
@@ -64,7 +73,7 @@ impl View {
 
     /// Address of the read table.
     pub(crate) fn address(&self) -> u64 {
-        self.words.address()
+        self.words.address() + 8 * CACHE as u64
     }
 
     /// Fills the read word, and the write word if `write`. True if the view had to be flushed to
@@ -87,34 +96,34 @@ impl View {
             self.flush_all();
             flushed = true;
         }
-        if self.words.get(i) == 0 && self.words.get(i + ENTRIES) == 0 {
+        if self.words.get(CACHE + i) == 0 && self.words.get(WRITE + i) == 0 {
             if global {
                 self.global.push(i as u64);
             } else {
                 self.local.push(i as u64);
             }
         }
-        self.words.set(i, addend);
+        self.words.set(CACHE + i, addend);
         if write {
-            self.words.swap(i + ENTRIES, addend);
+            self.words.swap(WRITE + i, addend);
         }
         flushed
     }
 
     fn clear(&self, i: usize) {
-        self.words.set(i, 0);
-        self.words.set(i + ENTRIES, 0);
+        self.words.set(CACHE + i, 0);
+        self.words.set(WRITE + i, 0);
     }
 
     /// Takes back the write right of one entry.
     pub(crate) fn revoke_write(&self, i: usize) {
-        self.words.swap(i + ENTRIES, 0);
+        revoke(&self.words, i);
     }
 
     /// Takes back every write right.
     pub(crate) fn revoke_writes(&self) {
         for &i in self.global.iter().chain(&self.local) {
-            self.words.set(i as usize + ENTRIES, 0);
+            self.words.set(WRITE + i as usize, 0);
         }
     }
 
@@ -160,8 +169,8 @@ impl View {
         self.local.clear();
         for page in self.touched.drain() {
             let first = page as usize * 512;
-            self.words.release(first, 512);
-            self.words.release(first + ENTRIES, 512);
+            self.words.release(CACHE + first, 512);
+            self.words.release(WRITE + first, 512);
         }
         self.last = u32::MAX;
     }
@@ -174,7 +183,7 @@ impl View {
     #[cfg(test)]
     pub(crate) fn words_at(&self, linear: u64) -> (u64, u64) {
         let i = index(linear);
-        (self.words.get(i), self.words.get(i + ENTRIES))
+        (self.words.get(CACHE + i), self.words.get(WRITE + i))
     }
 }
 

@@ -80,8 +80,8 @@ pub(crate) struct MmuStats {
 pub(crate) struct Mmu {
     vcpu: u32,
     views: Vec<View>,
-    kernel: Ibtc,
-    users: Vec<Ibtc>,
+    /// The branch cache of each view.
+    caches: Vec<Ibtc>,
     /// PCID and time of last use of each user view.
     tags: [(Option<u16>, u64); USERS],
     clock: u64,
@@ -133,11 +133,8 @@ impl Mmu {
         let miss = shared.miss_address();
         Ok(Self {
             vcpu,
+            caches: views.iter().map(|v| Ibtc::new(v.words(), miss)).collect(),
             views,
-            kernel: Ibtc::new(miss)?,
-            users: (0..USERS)
-                .map(|_| Ibtc::new(miss))
-                .collect::<io::Result<_>>()?,
             tags: [(None, 0); USERS],
             clock: 0,
             exec: Box::new([NO_EXEC; EXEC_ENTRIES]),
@@ -161,16 +158,9 @@ impl Mmu {
         (self.base(SUPERVISOR), self.base(SUPERVISOR_AC))
     }
 
-    fn ibtc_of(&mut self, view: usize) -> &mut Ibtc {
-        match view.checked_sub(FIRST_USER) {
-            Some(n) => &mut self.users[n],
-            None => &mut self.kernel,
-        }
-    }
-
     /// The branch cache of the view in use.
     pub(crate) fn ibtc(&mut self) -> &mut Ibtc {
-        self.ibtc_of(self.view)
+        &mut self.caches[self.view]
     }
 
     /// Chooses the view for the state's mode.
@@ -208,7 +198,7 @@ impl Mmu {
                     .min_by_key(|n| self.tags[*n].1)
                     .unwrap_or_default();
                 self.views[FIRST_USER + n].flush_all();
-                self.users[n].flush(false);
+                self.caches[FIRST_USER + n].flush(false);
                 self.tags[n].0 = Some(pcid);
                 self.stats.view_evictions += 1;
                 n
@@ -224,8 +214,7 @@ impl Mmu {
         for v in &mut self.views {
             v.flush_all();
         }
-        self.kernel.flush(false);
-        for u in &mut self.users {
+        for u in &mut self.caches {
             u.flush(false);
         }
         self.exec.fill(NO_EXEC);
@@ -236,13 +225,14 @@ impl Mmu {
     fn flush_supervisor(&mut self) {
         self.views[SUPERVISOR].flush_local();
         self.views[SUPERVISOR_AC].flush_local();
-        self.kernel.flush(true);
+        self.caches[SUPERVISOR].flush(true);
+        self.caches[SUPERVISOR_AC].flush(true);
         self.exec.fill(NO_EXEC);
     }
 
     fn flush_user(&mut self, n: usize) {
         self.views[FIRST_USER + n].flush_local();
-        self.users[n].flush(true);
+        self.caches[FIRST_USER + n].flush(true);
     }
 
     fn flush_page(&mut self, linear: u64) {
@@ -261,7 +251,7 @@ impl Mmu {
         if large {
             self.large.remove(&(linear >> 21));
         }
-        for u in self.users.iter_mut().chain([&mut self.kernel]) {
+        for u in &mut self.caches {
             if large {
                 for n in 0..512 {
                     u.flush_page((linear & !0x1f_ffff) + n * 4096);
@@ -304,14 +294,14 @@ impl Mmu {
 
     /// Blocks of physical page `page` are gone.
     pub(crate) fn purge(&mut self, page: u32) {
-        for u in self.users.iter_mut().chain([&mut self.kernel]) {
+        for u in &mut self.caches {
             u.flush_phys(page);
         }
     }
 
     /// All blocks are gone.
     pub(crate) fn purge_all(&mut self) {
-        for u in self.users.iter_mut().chain([&mut self.kernel]) {
+        for u in &mut self.caches {
             u.flush(false);
         }
     }

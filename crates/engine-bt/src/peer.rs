@@ -146,7 +146,7 @@ impl Peer {
         let also = (view == 0).then_some(1);
         for v in [Some(usize::from(view)), also].into_iter().flatten() {
             if let Some(words) = self.views.get(v) {
-                words.swap(index + crate::lat::ENTRIES, 0);
+                crate::lat::revoke(words, index);
             }
         }
     }

@@ -39,6 +39,8 @@ const BLOCK_ROOM: u32 = 64 << 10;
 const EXIT_THUNK: u32 = 0;
 /// Offset of the entry that empty branch-cache slots lead to.
 const MISS_THUNK: u32 = 64;
+/// Instructions with misaligned operands that are remembered.
+const MISALIGNED_LIMIT: u64 = 1 << 16;
 /// Several write words map the page.
 const MANY: u64 = u64::MAX;
 
@@ -88,6 +90,7 @@ pub(crate) struct TranslatorStats {
     pub(crate) interp_insns: u64,
     pub(crate) links: u64,
     pub(crate) invalidations: u64,
+    pub(crate) misaligned: u64,
     pub(crate) drops: u64,
 }
 
@@ -100,6 +103,8 @@ struct Translator {
     map: IntMap<Key, (u32, u32)>,
     blocks: Vec<Option<Block>>,
     by_page: IntMap<u32, Vec<u32>>,
+    /// Offsets in each physical page, ascending, of instructions that have met misaligned operands.
+    misaligned: IntMap<u32, Vec<u16>>,
     stats: TranslatorStats,
 }
 
@@ -179,6 +184,7 @@ impl Shared {
                 map: IntMap::default(),
                 blocks: Vec::new(),
                 by_page: IntMap::default(),
+                misaligned: IntMap::default(),
                 stats: TranslatorStats::default(),
             }),
             generation: AtomicU64::new(0),
@@ -284,6 +290,7 @@ impl Shared {
                 chain_mask,
                 split: self.options.unchained,
                 trace: self.options.trace,
+                misaligned: t.misaligned.get(&key.page).map_or(&[], Vec::as_slice),
             },
             layout,
         );
@@ -461,17 +468,38 @@ impl Shared {
         };
         t.stats.invalidations += 1;
         for n in list {
-            if let Some(b) = t.blocks[n as usize].take() {
-                t.map.remove(&b.key);
-                for key in &b.aliases {
-                    t.map.remove(key);
-                }
-                for (at, old) in b.incoming {
-                    // In range by construction; a patch into dead code is harmless.
-                    let _ = t.code.patch_u32(at as usize, old);
-                }
-            }
+            t.remove(n);
         }
+        drop(t);
+        for p in self.peers() {
+            p.purge(page);
+        }
+    }
+
+    /// The instruction at cache offset `host` (of code cache generation `generation`) has met a misaligned
+    /// operand: it is translated again, to look for page crossings instead of misalignment. The knowledge
+    /// outlives the translation, so that an instruction pays for it once.
+    pub(crate) fn misaligned(&self, host: u32, generation: u64) {
+        let mut t = lock(&self.translator);
+        if self.generation() != generation {
+            return;
+        }
+        let Some((n, rip)) = self.index.place(host) else {
+            return;
+        };
+        let Some(page) = t.blocks[n as usize].as_ref().map(|b| b.key.page) else {
+            return;
+        };
+        if t.stats.misaligned.is_multiple_of(MISALIGNED_LIMIT) {
+            t.misaligned.clear();
+        }
+        let list = t.misaligned.entry(page).or_default();
+        let offset = rip as u16 & 4095;
+        if let Err(at) = list.binary_search(&offset) {
+            list.insert(at, offset);
+        }
+        t.stats.misaligned += 1;
+        t.remove(n);
         drop(t);
         for p in self.peers() {
             p.purge(page);
@@ -560,6 +588,21 @@ impl Shared {
 }
 
 impl Translator {
+    /// Block `n` is found no more.
+    fn remove(&mut self, n: u32) {
+        let Some(b) = self.blocks[n as usize].take() else {
+            return;
+        };
+        self.map.remove(&b.key);
+        for key in &b.aliases {
+            self.map.remove(key);
+        }
+        for (at, old) in b.incoming {
+            // In range by construction; a patch into dead code is harmless.
+            let _ = self.code.patch_u32(at as usize, old);
+        }
+    }
+
     /// The live blocks of the same page, linear address and mode, with their numbers.
     fn neighbours(&self, key: Key) -> impl Iterator<Item = (u32, &Block)> {
         self.by_page
@@ -609,7 +652,6 @@ pub(crate) fn contract() -> Contract {
         at!(fs_base),
         at!(gs_base),
         at!(kernel_gs),
-        at!(ibtc),
         at!(sysflags),
         at!(scratch),
         at!(traced),
@@ -629,11 +671,10 @@ pub(crate) fn contract() -> Contract {
     Contract {
         readable,
         writable,
-        ibtc: at!(ibtc),
         site: at!(site),
         views: vec![at!(view_sup), at!(view_ac)],
         bias: RL_BIAS as i32,
-        ibtc_entries: 1 << 16,
+        cache_entries: crate::ibtc::ENTRIES as u32,
     }
 }
 

@@ -221,7 +221,7 @@ unsafe extern "sysv64" {
 ///
 /// # Safety
 /// `ctx.target` is an instruction boundary of live translated code of this vCPU's current mode,
-/// `ctx.rl` and `ctx.ibtc` belong to that mode, the GS base is the distance between the read and
+/// `ctx.rl` belongs to that mode, the GS base is the distance between the read and
 /// the write tables, and nobody else uses `ctx` but through its atomics.
 pub(crate) unsafe fn enter(ctx: &Ctx) {
     // SAFETY: the pointer to the register file inside the caller's context block; the callee

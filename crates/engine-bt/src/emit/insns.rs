@@ -145,6 +145,11 @@ impl Asm {
         self.op64(0x3b, a, Rm::Mem(m));
     }
 
+    /// cmp qword [m], imm (sign-extended).
+    pub(crate) fn cmp_m_imm(&mut self, m: Mem, imm: i32) {
+        self.alu_imm(7, Rm::Mem(m), imm, true);
+    }
+
     /// shl r32, imm8.
     pub(crate) fn shl32(&mut self, r: Reg, imm: u8) {
         self.op32(0xc1, 4, Rm::Reg(r));
@@ -245,6 +250,12 @@ impl Asm {
         let d = self.pos() - at - 1;
         debug_assert!(d < 128);
         self.buf[at] = d as u8;
+    }
+
+    /// Lets the 32-bit displacement at `at` lead here.
+    pub(crate) fn bind32(&mut self, at: usize) {
+        let d = (self.pos() - at - 4) as u32;
+        self.buf[at..at + 4].copy_from_slice(&d.to_le_bytes());
     }
 
     /// Recommended multi-byte NOPs (SDM vol. 2, NOP) of `n` bytes in all.

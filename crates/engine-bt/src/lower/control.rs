@@ -2,15 +2,22 @@
 //!
 //! A direct branch to an instruction of the same block is a host branch. One within the chaining
 //! unit (the page, or a large page of kernel text) starts as an exit and is patched to its target.
-//! Every other branch goes through the indirect-branch cache of the current view.
+//! Every other branch goes through the indirect-branch cache of the current view, which lies just below its
+//! read table: a tag that is the whole RIP, and the host address. An RIP may stand in one of two entries; the
+//! second is looked at out of line.
 
+use super::flags::Recipe;
 use super::mem::Want;
 use super::{Lower, Place};
-use crate::ctx::{E, GSP, HOST, T, at, field, in_memory, slot};
+use crate::ctx::{E, GSP, HOST, RL, RL_BIAS, T, at, field, in_memory, slot};
 use crate::decode::{Insn, memory};
-use crate::emit::{Mem, reg};
+use crate::emit::{Asm, Mem, Reg, cc};
+use crate::ibtc;
 use crate::index::SiteKind;
 use iced_x86::{Code, FlowControl, Instruction};
+
+/// The branch cache's first entry, from rL.
+const IBTC: i32 = -(RL_BIAS as i32) - ibtc::BYTES as i32;
 
 impl Lower<'_> {
     /// Lowers a branch.
@@ -25,6 +32,7 @@ impl Lower<'_> {
             FlowControl::UnconditionalBranch => self.jump_to(i.near_branch_target(), None),
             FlowControl::Call => {
                 self.push_constant(i.next_ip());
+                self.settle();
                 self.jump_to(i.near_branch_target(), None);
             }
             FlowControl::IndirectBranch => {
@@ -51,6 +59,7 @@ impl Lower<'_> {
                     self.leave_unless_canonical();
                 }
                 self.hot.lea(GSP, Mem::base(GSP, 8 + extra));
+                self.stack_moved(8 + extra);
                 self.indirect(i);
             }
             _ => self.interpret(insn),
@@ -61,18 +70,17 @@ impl Lower<'_> {
     /// canonical. Jumps and plain returns need no such test: no cache knows such a target, and the run
     /// loop can undo them.
     fn leave_unless_canonical(&mut self) {
-        self.hot.store(slot(1), reg::RCX);
+        self.lose();
         // Bits 63 to 47 are all equal if T + 2^47 has no bit above 47.
-        self.hot.mov_imm(reg::RCX, 1 << 47);
-        self.hot.lea(reg::RCX, Mem::indexed(reg::RCX, T, 0, 0));
-        self.hot.rorx(reg::RCX, reg::RCX, 48);
-        self.hot.movzx16(reg::RCX, reg::RCX);
-        let canonical = self.hot.jrcxz();
-        self.hot.load(reg::RCX, slot(1));
-        let other = self.hot.jmp();
-        self.hot.bind8(canonical);
-        self.hot.load(reg::RCX, slot(1));
-        self.leave_if(other);
+        self.hot.mov_imm(E, 1 << 47);
+        self.hot.lea(E, Mem::indexed(E, T, 0, 0));
+        self.hot.rorx(E, E, 48);
+        self.hot.movzx16(E, E);
+        self.hot.test_rr(E, E);
+        let other = self.hot.jcc(cc::NZ);
+        self.to_cold.push((other, self.cold.pos()));
+        self.remake_in_cold();
+        self.leave(SiteKind::Interp, self.insn().i.ip(), Place::None);
     }
 
     /// T = the target of an indirect jump or call.
@@ -115,9 +123,7 @@ impl Lower<'_> {
                 let over = self.hot.jmp();
                 self.hot.bind8(taken);
                 self.jump_to(target, None);
-                let here = self.hot.pos();
-                let d = (here - over - 4) as u32;
-                self.hot.buf[over..over + 4].copy_from_slice(&d.to_le_bytes());
+                self.hot.bind32(over);
             }
             _ => self.jump_to(target, Some(op & 15)),
         }
@@ -162,53 +168,91 @@ impl Lower<'_> {
         }
     }
 
-    /// Through the branch cache to a known RIP.
+    /// Through the branch cache to a known RIP. The flags are in place.
     fn far(&mut self, target: u64, in_cold: bool) {
-        let asm = if in_cold {
+        let status = self.status;
+        let recipe = self.lose_for_far(in_cold);
+        let (first, second) = ibtc::slots(target);
+        let mut asm = std::mem::take(if in_cold {
             &mut self.cold
         } else {
             &mut self.hot
-        };
-        let slot_at = i32::from(target as u16) * 16;
-        asm.store(slot(1), reg::RCX);
-        asm.mov_imm(T, target);
-        asm.load(E, field(at!(ibtc)));
-        asm.load(reg::RCX, Mem::base(E, slot_at));
-        asm.lea(reg::RCX, Mem::indexed(reg::RCX, T, 0, 1));
-        let hit = asm.jrcxz();
-        asm.load(reg::RCX, slot(1));
-        let miss = asm.jmp();
-        asm.bind8(hit);
-        asm.load(reg::RCX, slot(1));
-        asm.jmp_mem(Mem::base(E, slot_at + 8));
-        if in_cold {
-            let d = (self.cold.pos() - miss - 4) as u32;
-            self.cold.buf[miss..miss + 4].copy_from_slice(&d.to_le_bytes());
-        } else {
-            self.to_cold.push((miss, self.cold.pos()));
+        });
+        let narrow = i32::try_from(target as i64).ok();
+        if narrow.is_none() {
+            asm.mov_imm(T, target);
         }
+        let compare = |asm: &mut Asm, slot: u16| {
+            let tag = Self::entry(None, slot, 0);
+            match narrow {
+                Some(v) => asm.cmp_m_imm(tag, v),
+                None => asm.cmp_rm(T, tag),
+            }
+            asm.jcc(cc::NZ)
+        };
+        let other = compare(&mut asm, first);
+        self.remake(&mut asm, recipe);
+        asm.jmp_mem(Self::entry(None, first, 8));
+        if in_cold {
+            asm.bind32(other);
+        } else {
+            self.hot = std::mem::take(&mut asm);
+            asm = std::mem::take(&mut self.cold);
+            self.to_cold.push((other, asm.pos()));
+        }
+        let miss = compare(&mut asm, second);
+        self.remake(&mut asm, recipe);
+        asm.jmp_mem(Self::entry(None, second, 8));
+        asm.bind32(miss);
+        self.remake(&mut asm, recipe);
+        self.cold = asm;
         self.leave(SiteKind::Far, target, Place::None);
+        self.status = status;
+    }
+
+    fn lose_for_far(&mut self, in_cold: bool) -> Recipe {
+        if in_cold && !self.remakable() {
+            Self::save_flags_in(&mut self.cold);
+            return Recipe::Saved;
+        }
+        self.lose()
+    }
+
+    /// A word of the branch cache: that of an entry's number, or of twice a number in E.
+    fn entry(twice: Option<Reg>, number: u16, field: i32) -> Mem {
+        let disp = IBTC + i32::from(number) * 16 + field;
+        match twice {
+            Some(r) => Mem::indexed(RL, r, 3, disp),
+            None => Mem::base(RL, disp),
+        }
     }
 
     /// Through the branch cache to the RIP in T.
     fn indirect(&mut self, i: &Instruction) {
         // What the target does with the flags is not known: they are kept.
-        self.hot.store(slot(1), reg::RCX);
-        self.hot.movzx16(reg::RCX, T);
-        self.hot
-            .lea(reg::RCX, Mem::indexed(reg::RCX, reg::RCX, 0, 0));
-        self.hot.load(E, field(at!(ibtc)));
-        self.hot.lea(E, Mem::indexed(E, reg::RCX, 3, 0));
-        self.hot.load(reg::RCX, Mem::base(E, 0));
-        self.hot.lea(reg::RCX, Mem::indexed(reg::RCX, T, 0, 1));
-        let hit = self.hot.jrcxz();
-        self.hot.load(reg::RCX, slot(1));
-        let miss = self.hot.jmp();
-        self.hot.bind8(hit);
-        self.hot.load(reg::RCX, slot(1));
-        self.hot.jmp_mem(Mem::base(E, 8));
-        self.to_cold.push((miss, self.cold.pos()));
+        let recipe = self.lose();
+        let (tag, host) = (Self::entry(Some(E), 0, 0), Self::entry(Some(E), 0, 8));
+        let mut hot = std::mem::take(&mut self.hot);
+        let mut cold = std::mem::take(&mut self.cold);
+        hot.movzx16(E, T);
+        hot.lea(E, Mem::indexed(E, E, 0, 0));
+        hot.cmp_rm(T, tag);
+        let other = hot.jcc(cc::NZ);
+        self.remake(&mut hot, recipe);
+        hot.jmp_mem(host);
+        self.to_cold.push((other, cold.pos()));
+        cold.rorx(E, T, ibtc::SECOND);
+        cold.movzx16(E, E);
+        cold.lea(E, Mem::indexed(E, E, 0, 0));
+        cold.cmp_rm(T, tag);
+        let miss = cold.jcc(cc::NZ);
+        self.remake(&mut cold, recipe);
+        cold.jmp_mem(host);
+        cold.bind32(miss);
+        self.remake(&mut cold, recipe);
+        (self.hot, self.cold) = (hot, cold);
         self.leave(SiteKind::Indirect, i.ip(), Place::None);
+        self.status.lost = None;
     }
 }
 

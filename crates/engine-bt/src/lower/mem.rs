@@ -1,5 +1,6 @@
 //! Effective addresses and table lookups.
 
+use super::flags::Recipe;
 use super::{Lower, Place};
 use crate::ctx::{E, HOST, RL, RL_BIAS, T, at, field, in_memory, slot};
 use crate::emit::{Asm, Mem, NO_BASE, Reg, cc, reg};
@@ -150,29 +151,36 @@ impl Lower<'_> {
         asm.alu32_imm(0, T, size as i32 - 1);
     }
 
-    /// Looks `ea` up: afterwards T holds the addend, and `[ea + T]` is the operand's host address.
+    /// Looks `ea` up: afterwards T holds the addend, and the operand's host address is what is given.
     pub(super) fn lookup(&mut self, mut ea: Ea, want: Want) -> Mem {
         let live = self.live();
-        if live && ea.reg == reg::RAX {
-            self.hot.mov_rr(E, reg::RAX);
-            ea.reg = E;
+        let mut back = false;
+        if live {
+            if ea.reg == reg::RAX {
+                self.hot.mov_rr(E, reg::RAX);
+                ea.reg = E;
+            }
+            self.lose();
+            back = self.wants_back();
+            if back && self.remade_in(ea.reg) {
+                self.hot.mov_rr(E, ea.reg);
+                ea.reg = E;
+            }
         }
         let fits = ea
             .konst
             .is_some_and(|v| (v & 4095) as usize + want.size <= 4096);
         let check = want.size > 1 && !want.aligned && !fits;
-        let by_alignment = check && want.size <= 8 && want.size.is_power_of_two();
+        let by_alignment = check
+            && want.size <= 32
+            && want.size.is_power_of_two()
+            && ea.konst.is_none()
+            && !self.meets_misaligned();
         let slow = (check && !by_alignment).then(|| {
-            if live {
-                self.save_flags();
-            }
             Self::straddle(&mut self.hot, ea.reg, want.size);
             self.hot.jcc(cc::C)
         });
         Self::index_and_load(&mut self.hot, ea, want.write);
-        if live && slow.is_none() {
-            self.save_flags();
-        }
         self.hot.test_rr(T, T);
         let miss = self.hot.jcc(cc::Z);
         let unaligned = by_alignment.then(|| {
@@ -180,31 +188,35 @@ impl Lower<'_> {
             self.hot.jcc(cc::NZ)
         });
         if let Some(d) = slow {
-            self.slow_stub(d, live);
+            self.slow_stub(d, live, back);
         }
         self.miss_stub(miss, ea, want, live);
         if let Some(d) = unaligned {
-            self.unaligned_stub(d, ea, want, live);
+            self.misaligned_stub(d, live);
         }
-        if live {
-            Self::restore_flags(&mut self.hot);
+        if back {
+            self.settle();
         }
         Mem::indexed(ea.reg, T, 0, 0)
     }
 
-    /// The interpreter does the whole instruction.
-    fn slow_stub(&mut self, from: usize, live: bool) {
-        let cold = self.cold.pos();
-        self.to_cold.push((from, cold));
-        self.slow_exit(live);
+    /// The instruction is known for misaligned operands.
+    fn meets_misaligned(&self) -> bool {
+        let offset = self.insn().i.ip() as u16 & 4095;
+        self.options.misaligned.binary_search(&offset).is_ok()
     }
 
-    fn slow_exit(&mut self, live: bool) {
+    /// The interpreter does the whole instruction. `back`: the next instruction finds the flags in place.
+    fn slow_stub(&mut self, from: usize, live: bool, back: bool) {
+        let cold = self.cold.pos();
+        self.to_cold.push((from, cold));
         if live {
-            Self::restore_flags(&mut self.cold);
+            self.remake_in_cold();
         }
+        let saved = self.status.lost == Some(Recipe::Saved) && !back;
+        let after = if saved { Place::None } else { self.after() };
         let i = self.insn().i;
-        self.leave(SiteKind::Interp, i.ip(), self.after());
+        self.leave(SiteKind::Interp, i.ip(), after);
     }
 
     /// Fill the table and retry the instruction.
@@ -215,7 +227,7 @@ impl Lower<'_> {
             self.cold.mov_rr(E, ea.reg);
         }
         if live {
-            Self::restore_flags(&mut self.cold);
+            self.remake_in_cold();
         }
         let kind = if want.write {
             SiteKind::Write
@@ -223,27 +235,26 @@ impl Lower<'_> {
             SiteKind::Read
         };
         let i = self.insn().i;
-        let start = Place::Hot(self.starts[self.n]);
+        let start = if self.may_retry() {
+            Place::Hot(self.starts[self.n])
+        } else {
+            Place::None
+        };
         self.leave(kind, i.ip(), start);
     }
 
-    /// A misaligned access: fine unless it crosses a page.
-    fn unaligned_stub(&mut self, from: usize, ea: Ea, want: Want, live: bool) {
+    /// A misaligned operand: the instruction is translated again, with the page test in place.
+    fn misaligned_stub(&mut self, from: usize, live: bool) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
-        Self::straddle(&mut self.cold, ea.reg, want.size);
-        let d = self.cold.jcc(cc::C);
-        Self::index_and_load(&mut self.cold, ea, want.write);
-        // The entry was valid a moment ago; look again all the same, it was loaded again.
-        self.cold.test_rr(T, T);
-        let gone = self.cold.jcc(cc::Z);
-        let back = self.cold.jmp();
-        self.to_hot.push((back, self.hot.pos()));
-        for at in [d, gone] {
-            let here = self.cold.pos();
-            let distance = (here - at - 4) as u32;
-            self.cold.buf[at..at + 4].copy_from_slice(&distance.to_le_bytes());
+        if live {
+            self.remake_in_cold();
         }
-        self.slow_exit(live);
+        let i = self.insn().i;
+        self.leave(
+            SiteKind::Misaligned,
+            i.ip(),
+            Place::Hot(self.starts[self.n]),
+        );
     }
 }

@@ -7,6 +7,7 @@
 //! `hot` is the straight path, `cold` holds the stubs that leave.
 
 mod control;
+mod flags;
 mod mem;
 mod native;
 mod stack;
@@ -16,7 +17,7 @@ use crate::ctx::{T, at, field};
 use crate::decode::{Decoded, Insn, Plan};
 use crate::emit::{Asm, Mem, reg};
 use crate::index::{AUX_FP, Site, SiteKind};
-use iced_x86::Code;
+use iced_x86::{Code, InstructionInfoFactory};
 use mimeo_isa_x86::Unit;
 
 /// A host position inside the block under construction.
@@ -68,18 +69,20 @@ pub(crate) struct Layout {
 
 /// What lowering needs to know beside the instructions.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Options {
+pub(crate) struct Options<'a> {
     /// Direct branches may be chained to targets in `rip & !mask == target & !mask`.
     pub(crate) chain_mask: u64,
     /// Direct branches leave even where they lead into the block itself.
     pub(crate) split: bool,
     /// Count how often the instruction at this address is entered.
     pub(crate) trace: Option<u64>,
+    /// Offsets in the page, ascending, of instructions that have met misaligned operands.
+    pub(crate) misaligned: &'a [u16],
 }
 
 struct Lower<'a> {
     block: &'a Decoded,
-    options: Options,
+    options: Options<'a>,
     first_site: u32,
     hot: Asm,
     cold: Asm,
@@ -96,17 +99,27 @@ struct Lower<'a> {
     interp: u32,
     /// Index of the instruction being lowered.
     n: usize,
-    /// Instructions just after an STI: no interrupt before them.
-    shadows: Vec<usize>,
+    /// The current instruction was left to the interpreter.
+    interpreted: bool,
+    /// Where the status flags are.
+    status: flags::Status,
+    info: InstructionInfoFactory,
+    /// What is special about boundaries: [`SHADOW`], [`INEXACT`], [`CLOSED`].
+    marks: Vec<(usize, u16)>,
 }
 
 pub(crate) use system::inline;
 
 /// Set in a guest offset of [`Emitted::insns`]: no interrupt may be delivered at that boundary.
 pub(crate) const SHADOW: u16 = 1 << 15;
+/// Set in a guest offset of [`Emitted::insns`]: the flags are not in the host's there, so that nothing may
+/// enter or leave.
+pub(crate) const INEXACT: u16 = 1 << 14;
+/// Set in a guest offset of [`Emitted::insns`]: only the block itself may go on there.
+pub(crate) const CLOSED: u16 = 1 << 13;
 
 /// Lowers `block`.
-pub(crate) fn lower(block: &Decoded, options: Options, layout: Layout) -> Emitted {
+pub(crate) fn lower(block: &Decoded, options: Options<'_>, layout: Layout) -> Emitted {
     let mut l = Lower {
         block,
         options,
@@ -121,20 +134,46 @@ pub(crate) fn lower(block: &Decoded, options: Options, layout: Layout) -> Emitte
         starts: Vec::with_capacity(block.insns.len()),
         interp: 0,
         n: 0,
-        shadows: Vec::new(),
+        interpreted: false,
+        status: flags::Status::default(),
+        info: InstructionInfoFactory::new(),
+        marks: Vec::new(),
     };
+    let entered = branched_to(block);
     for n in 0..block.insns.len() {
         l.n = n;
+        l.interpreted = false;
+        l.flags_before(entered.contains(&n));
         l.starts.push(l.hot.pos());
+        if l.status.lost.is_some() {
+            l.marks.push((n, INEXACT));
+        } else if l.closed() {
+            l.marks.push((n, CLOSED));
+        }
         if options.trace == Some(block.insns[n].i.ip()) {
             l.count_entry();
         }
         l.instruction(&block.insns[n]);
+        l.flags_after(&block.insns[n]);
     }
     if block.falls_through {
+        l.settle();
         l.jump_to(block.next, None);
     }
     l.finish(layout)
+}
+
+/// Instructions of the block that its own branches lead to.
+fn branched_to(block: &Decoded) -> Vec<usize> {
+    let first = block.insns.first().map_or(0, |x| x.i.ip());
+    block
+        .insns
+        .iter()
+        .filter(|x| x.plan == Plan::Branch)
+        .filter_map(|x| crate::decode::direct_target(&x.i))
+        .filter(|t| (first..block.next).contains(t))
+        .filter_map(|t| block.insns.iter().position(|x| x.i.ip() == t))
+        .collect()
 }
 
 impl Lower<'_> {
@@ -148,6 +187,7 @@ impl Lower<'_> {
     }
 
     fn instruction(&mut self, insn: &Insn) {
+        self.flags_at_start(insn);
         match insn.plan {
             Plan::Nop if insn.i.code() == Code::Pause => self.hot.pause(),
             Plan::Nop => {}
@@ -161,6 +201,8 @@ impl Lower<'_> {
 
     /// Hands the current instruction to the interpreter.
     fn interpret(&mut self, insn: &Insn) {
+        self.settle();
+        self.interpreted = true;
         self.interp += 1;
         let d = self.hot.jmp();
         let cold = self.cold.pos();
@@ -207,9 +249,13 @@ impl Lower<'_> {
 
     /// Keeps the status flags in RAX while the checks clobber them; RAX's value goes to its slot.
     fn save_flags(&mut self) {
-        self.hot.store(crate::ctx::slot(0), reg::RAX);
-        self.hot.lahf();
-        self.hot.seto_al();
+        Self::save_flags_in(&mut self.hot);
+    }
+
+    fn save_flags_in(asm: &mut Asm) {
+        asm.store(crate::ctx::slot(0), reg::RAX);
+        asm.lahf();
+        asm.seto_al();
     }
 
     fn restore_flags(asm: &mut Asm) {
@@ -227,6 +273,7 @@ impl Lower<'_> {
         self.to_exit.truncate(mark.to_exit);
         self.to_insn.truncate(mark.to_insn);
         self.sites.truncate(mark.sites);
+        self.status = mark.status;
     }
 
     fn mark(&self) -> Mark {
@@ -238,6 +285,7 @@ impl Lower<'_> {
             to_exit: self.to_exit.len(),
             to_insn: self.to_insn.len(),
             sites: self.sites.len(),
+            status: self.status,
         }
     }
 
@@ -283,8 +331,9 @@ impl Lower<'_> {
             .zip(&self.starts)
             .enumerate()
             .map(|(n, (insn, at))| {
-                let shadow = if self.shadows.contains(&n) { SHADOW } else { 0 };
-                (insn.i.ip().wrapping_sub(rip) as u16 | shadow, *at as u32)
+                let offset = insn.i.ip().wrapping_sub(rip) as u16;
+                let marks = self.marks.iter().filter(|m| m.0 == n);
+                (marks.fold(offset, |all, m| all | m.1), *at as u32)
             })
             .collect();
         Emitted {
@@ -306,4 +355,5 @@ struct Mark {
     to_exit: usize,
     to_insn: usize,
     sites: usize,
+    status: flags::Status,
 }

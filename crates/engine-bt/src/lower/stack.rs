@@ -63,6 +63,7 @@ impl Lower<'_> {
             self.hot.store(m, HOST[n]);
             self.hot.mov_rr(GSP, E);
         }
+        self.stack_moved(-8);
     }
 
     /// Pushes a constant (an immediate, a return address).
@@ -77,6 +78,7 @@ impl Lower<'_> {
             self.hot.store(Mem::base(E, 0), T);
             self.hot.lea(GSP, Mem::base(GSP, -8));
         }
+        self.stack_moved(-8);
     }
 
     /// Pushes what is in the scratch word.
@@ -86,6 +88,7 @@ impl Lower<'_> {
         self.hot.load(T, field(at!(scratch)));
         self.hot.store(Mem::base(E, 0), T);
         self.hot.lea(GSP, Mem::base(GSP, -8));
+        self.stack_moved(-8);
     }
 
     /// The operand at the top of the stack.
@@ -112,6 +115,7 @@ impl Lower<'_> {
             self.hot.load(HOST[n], m);
         }
         self.hot.lea(GSP, Mem::base(GSP, 8));
+        self.stack_moved(8);
     }
 
     fn leave_frame(&mut self) {

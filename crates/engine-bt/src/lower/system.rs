@@ -75,11 +75,11 @@ impl Lower<'_> {
         self.hot.load(reg::RCX, slot(1));
         self.hot.store_imm32(field(at!(iflag)), IF);
         self.leave_if(waits);
-        self.shadows.push(self.n + 1);
+        self.marks.push((self.n + 1, super::SHADOW));
     }
 
     /// A branch at `from` hands the whole instruction to the interpreter.
-    pub(super) fn leave_if(&mut self, from: usize) {
+    fn leave_if(&mut self, from: usize) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
         self.leave(SiteKind::Interp, self.insn().i.ip(), self.after());

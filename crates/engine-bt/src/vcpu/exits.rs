@@ -64,7 +64,10 @@ impl BtVcpu {
                 let ea = self.ctx().ea.get();
                 if self.mmu.fill(&self.shared, &self.cpu.state, ea, write) == Fill::Done {
                     self.ctx().rip.set(site.rip);
-                    return Ok(Next::At(site.host));
+                    return Ok(match site.host {
+                        0 => Next::Rip,
+                        host => Next::At(host),
+                    });
                 }
                 self.step(number, Site { host: 0, ..site }, io)
             }
@@ -88,6 +91,11 @@ impl BtVcpu {
                 self.stats.far += 1;
                 self.ctx().rip.set(site.rip);
                 self.go(site.rip)
+            }
+            SiteKind::Misaligned => {
+                self.ctx().rip.set(site.rip);
+                self.shared.misaligned(site.host, generation);
+                Ok(Next::Rip)
             }
         }
     }

@@ -106,13 +106,11 @@ impl BtVcpu {
         self.mmu.select(&self.shared, s);
         let (sup, ac) = self.mmu.supervisor_bases();
         let rl = self.mmu.base(self.mmu.view);
-        let ibtc = self.mmu.ibtc().address();
         let c = self.peer.ctx();
         let smap = s.cr4.contains(Cr4::SMAP);
         c.view_sup.set(if smap { sup } else { ac });
         c.view_ac.set(ac);
         c.rl.set(rl);
-        c.ibtc.set(ibtc);
     }
 
     /// One interpreter step of the instruction at `rip`, which is that of site `site` if one is given.

@@ -49,6 +49,7 @@ impl BtVcpu {
             ("exit sites", sites),
             ("branches chained", t.links),
             ("page invalidations", t.invalidations),
+            ("instructions with misaligned operands", t.misaligned),
             ("code cache drops", t.drops),
             ("entries into translated code", v.enters),
             ("exits: table miss", v.misses),
