@@ -170,12 +170,12 @@ impl Lower<'_> {
         let fits = ea
             .konst
             .is_some_and(|v| (v & 4095) as usize + want.size <= 4096);
-        let check = want.size > 1 && !want.aligned && !fits;
+        let locked = self.locked();
+        let check = want.size > 1 && !want.aligned && (locked || !fits);
         let by_alignment = check
             && want.size <= 32
             && want.size.is_power_of_two()
-            && ea.konst.is_none()
-            && !self.meets_misaligned();
+            && (locked || ea.konst.is_none() && !self.meets_misaligned());
         let slow = (check && !by_alignment).then(|| {
             Self::straddle(&mut self.hot, ea.reg, want.size);
             self.hot.jcc(cc::C)
@@ -191,13 +191,22 @@ impl Lower<'_> {
             self.slow_stub(d, live, back);
         }
         self.miss_stub(miss, ea, want, live);
-        if let Some(d) = unaligned {
-            self.misaligned_stub(d, live);
+        match unaligned {
+            Some(d) if locked => self.slow_stub(d, live, back),
+            Some(d) => self.misaligned_stub(d, live),
+            None => {}
         }
         if back {
             self.settle();
         }
         Mem::indexed(ea.reg, T, 0, 0)
+    }
+
+    /// The access is atomic. One that is not aligned may split a cache line, where hosts make it slow, or
+    /// forbid it, and where it must be atomic all the same: the interpreter's bus lock sees to that.
+    fn locked(&self) -> bool {
+        let insn = self.insn();
+        insn.i.has_lock_prefix() || insn.form.is_some_and(|f| f.implicit_lock)
     }
 
     /// The instruction is known for misaligned operands.
