@@ -88,6 +88,7 @@ fn blocks() -> Vec<Emitted> {
                 chain_mask: !0xfff,
                 split: false,
                 trace: None,
+                misaligned: &[],
             };
             out.push(lower::lower(&decoded, options, LAYOUT));
         }
@@ -141,7 +142,14 @@ fn is_memory(i: &Instruction) -> bool {
 
 /// A read of the linear addend table.
 fn is_lookup(i: &Instruction) -> bool {
-    is_memory(i) && i.memory_base() == Register::R15
+    is_memory(i)
+        && i.memory_base() == Register::R15
+        && i.memory_displacement64() as i64 == -(crate::ctx::RL_BIAS as i64)
+}
+
+/// A use of the branch cache: the comparison of a tag, or the jump.
+fn is_branch_cache(i: &Instruction) -> bool {
+    is_memory(i) && i.memory_base() == Register::R15 && !is_lookup(i)
 }
 
 /// An access to guest memory: base and addend.
@@ -390,17 +398,30 @@ const CLASSES: &[Class] = &[
         },
     },
     Class {
+        name: "another entry of the branch cache",
+        edits: |code, n, bytes| {
+            let (i, offsets) = &code[n];
+            if is_branch_cache(i) {
+                let at = offsets.displacement_offset();
+                vec![
+                    vec![(at, bytes[at] ^ 8)],
+                    vec![(at, bytes[at] ^ 1)],
+                    vec![(at + 1, bytes[at + 1] ^ 1)],
+                    vec![(at + 3, bytes[at + 3] ^ 0x80)],
+                ]
+            } else {
+                Vec::new()
+            }
+        },
+    },
+    Class {
         name: "the branch cache's tag not compared",
         edits: |code, n, _| {
             let i = &code[n].0;
-            // The LEA between the load of the tag and JRCXZ.
-            let compares = i.mnemonic() == Mnemonic::Lea
-                && code
-                    .get(n + 1)
-                    .is_some_and(|c| c.0.code() == Code::Jrcxz_rel8_64)
+            let compares = i.mnemonic() == Mnemonic::Jne
                 && n > 0
-                && code[n - 1].0.mnemonic() == Mnemonic::Mov
-                && code[n - 1].0.memory_base() == Register::R10;
+                && code[n - 1].0.mnemonic() == Mnemonic::Cmp
+                && is_branch_cache(&code[n - 1].0);
             if compares {
                 vec![nops(i.len())]
             } else {
