@@ -230,7 +230,7 @@ mod tests {
             "an access port has no tags"
         );
         assert!(Packet::from(0, &packet(None)[..23]).is_none());
-        assert!(Packet::from(0, &packet(Some(5))[..25]).is_none());
+        assert!(Packet::from(0, &packet(Some(5))[..27]).is_none());
     }
 
     #[test]

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Members at one time; more are turned away.
 const MOST: usize = 256;
-/// Packets read from one member before others have their turn.
+/// Packets, and bytes, read from one member before others have their turn.
 const TURN: usize = 16;
+const TURN_BYTES: usize = 64 << 10;
 /// How long an empty switch waits for somebody.
 const LONELY: Duration = Duration::from_secs(3);
 
@@ -110,13 +111,18 @@ impl Switch {
 
     /// Reads a little from a member; false when it has left.
     fn turn(&mut self, i: usize, now: Instant) -> bool {
+        let mut bytes = 0;
         for _ in 0..TURN {
+            if bytes >= TURN_BYTES {
+                break;
+            }
             let n = match rustix::io::read(&self.members[i].socket, &mut self.buffer) {
                 Ok(0) => return false,
                 Ok(n) => n,
                 Err(Errno::AGAIN | Errno::INTR) => return true,
                 Err(_) => return false,
             };
+            bytes += n;
             let Some(vlan) = self.members[i].vlan else {
                 if !self.greet(i, n) {
                     return false;

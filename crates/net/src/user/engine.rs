@@ -1,7 +1,7 @@
 //! The network's thread: takes frames, lets smoltcp work, moves bytes, waits.
 
 use super::config::{PREFIX6, UserNetConfig, Way};
-use super::frames::{self, Frame, Macs, Packet};
+use super::frames::{self, Frame, Macs, Packet, Unreachable};
 use super::icmp::Icmp;
 use super::link::{Link, Wire};
 use super::tcp::Tcp;
@@ -312,8 +312,19 @@ impl Engine {
         if router && self.udp.answer_peer(guest, to, udp.payload()) {
             return;
         }
-        if let Some(outside) = self.route(shown) {
-            self.udp.send((guest, shown), outside, udp.payload());
+        let why = match self.route(shown) {
+            Some(to) if self.udp.send((guest, shown), to, udp.payload()) => return,
+            Some(_) => Unreachable::Port,
+            // Nobody answers a datagram to many, nor one to the guest's own network.
+            None if to_one(p.destination) && !self.config.inside(p.destination) => {
+                Unreachable::Prohibited
+            }
+            None if self.config.ours(p.destination) => Unreachable::Port,
+            None => return,
+        };
+        let macs = self.macs(p.mac);
+        if let Some(mut frame) = frames::unreachable(macs, (guest, shown), why) {
+            self.link.push(&mut frame);
         }
     }
 
@@ -429,6 +440,14 @@ impl Engine {
         self.udp
             .receive(&mut self.link, macs, ends, &mut self.buffer);
         self.icmp.receive(&mut self.link, macs, &mut self.buffer);
+    }
+}
+
+/// Whether an address is one host's.
+fn to_one(a: IpAddr) -> bool {
+    match a {
+        IpAddr::V4(a) => !a.is_multicast() && !a.is_broadcast() && !a.is_unspecified(),
+        IpAddr::V6(a) => !a.is_multicast() && !a.is_unspecified(),
     }
 }
 

@@ -287,6 +287,49 @@ pub(super) fn echo_reply(
     }
 }
 
+/// Why a datagram cannot be delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreachable {
+    /// Nobody listens at its port: RFC 792; RFC 4443, 3.1.
+    Port,
+    /// A rule forbids it: RFC 1812, 5.2.7.1; RFC 4443, 3.1.
+    Prohibited,
+}
+
+/// Tells the guest that its datagram from `inside` to `outside` cannot be delivered: an ICMP message with
+/// the datagram's IP and UDP headers.
+pub(super) fn unreachable(
+    macs: Macs,
+    (inside, outside): (SocketAddr, SocketAddr),
+    why: Unreachable,
+) -> Option<Vec<u8>> {
+    let original = udp(macs, inside, outside, &[])?;
+    let v6 = outside.is_ipv6();
+    let (kind, code) = match (v6, why) {
+        (false, Unreachable::Port) => (3, 3),
+        (false, Unreachable::Prohibited) => (3, 13),
+        (true, Unreachable::Port) => (1, 4),
+        (true, Unreachable::Prohibited) => (1, 1),
+    };
+    let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&original[ETHERNET..]);
+    let ends = (outside.ip(), inside.ip());
+    let protocol = if v6 {
+        IpProtocol::Icmpv6
+    } else {
+        IpProtocol::Icmp
+    };
+    ip_frame(macs, ends, (protocol, HOPS), message.len(), |p| {
+        p.copy_from_slice(&message);
+        match ends {
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                Icmpv6Packet::new_unchecked(p).fill_checksum(&from, &to);
+            }
+            _ => Icmpv4Packet::new_unchecked(p).fill_checksum(),
+        }
+    })
+}
+
 /// A message of neighbour discovery to the guest, its checksum to be made here.
 pub(super) fn discovery(macs: Macs, ends: (Ipv6Addr, Ipv6Addr), message: &[u8]) -> Option<Vec<u8>> {
     let addresses = (ends.0.into(), ends.1.into());

@@ -8,7 +8,7 @@
 //! requests through unprivileged ICMP sockets where the host's `net.ipv4.ping_group_range` allows them.
 //!
 //! Documents: RFC 791, 792, 768, 826, 2131 and 2132, 9293; for IPv6 RFC 8200, 4443, 4861, 8106, 8415.
-//! Not modelled: IP fragments, ICMP errors towards the guest, multicast, name service over anything
+//! Not modelled: IP fragments, ICMP errors but unreachable UDP ports, multicast, name service over anything
 //! but the host's first resolver.
 //!
 //! One thread does everything: it takes frames out of the card, lets smoltcp work on them where they

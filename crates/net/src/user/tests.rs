@@ -448,6 +448,44 @@ fn frame6(to: Ipv6Addr, protocol: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
     f
 }
 
+/// A UDP datagram of the guest's over IPv4.
+fn datagram4(to: Ipv4Addr, port: u16) -> Vec<u8> {
+    let mut f = [&[0x52, 0x55, 0x0a, 0, 2, 2][..], &MAC.0, &[8, 0]].concat();
+    f.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+    f.extend(GUEST.octets());
+    f.extend(to.octets());
+    let sum: u32 = f[14..34]
+        .chunks(2)
+        .map(|c| u32::from(c[0]) << 8 | u32::from(c[1]))
+        .sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    f[24..26].copy_from_slice(&sum.to_be_bytes());
+    f.extend(5000u16.to_be_bytes());
+    f.extend(port.to_be_bytes());
+    f.extend([0, 8, 0, 0]);
+    f
+}
+
+#[test]
+fn a_datagram_that_meets_nobody_is_answered() {
+    let port = UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut g = Guest::bare(with_host(), Capture::default());
+    let denied = Ipv4Addr::new(169, 254, 169, 254);
+    for (to, port, code) in [(GATEWAY, port, 3), (denied, 80, 13), (DNS, 54, 3)] {
+        let f = datagram4(to, port);
+        let is_icmp = |f: &[u8]| f[12..14] == [8, 0] && f[23] == 1;
+        let said = ask(&mut g, &f, is_icmp);
+        assert_eq!((said[34], said[35]), (3, code), "{to}");
+        assert_eq!(said[26..30], to.octets());
+        // What could not be delivered, by its addresses and ports.
+        assert_eq!(said[42 + 12..42 + 24], f[26..38]);
+    }
+}
+
 #[test]
 fn a_guest_learns_its_ipv6_network() {
     let mut g = Guest::bare(UserNetConfig::default(), Capture::default());

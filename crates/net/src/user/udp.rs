@@ -1,8 +1,9 @@
 //! UDP: one connected socket of the host for each pair of ends (a symmetric NAT), and published ports.
 
-use super::frames::{self, Macs};
+use super::frames::{self, Macs, Unreachable};
 use super::link::Link;
 use std::collections::HashMap;
+use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -47,20 +48,26 @@ impl Udp {
         self.published.push(Published { socket, guest_port });
     }
 
-    /// Sends the guest's datagram to `to` on the host's side. Failures are losses.
-    pub(super) fn send(&mut self, key: Key, to: SocketAddr, data: &[u8]) {
+    /// Sends the guest's datagram to `to` on the host's side. False: an earlier one of this conversation
+    /// was refused there. Other failures are losses.
+    pub(super) fn send(&mut self, key: Key, to: SocketAddr, data: &[u8]) -> bool {
         if !self.flows.contains_key(&key) {
             self.make_room();
             let Some(socket) = connect(to) else {
-                return;
+                return true;
             };
             let last = Instant::now();
             self.flows.insert(key, Flow { socket, last });
         }
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.last = Instant::now();
-            let _ = flow.socket.send(data);
+            if flow.socket.send(data).is_err_and(|e| is_refusal(&e)) {
+                // The error is the earlier one's; this one has not been sent.
+                let _ = flow.socket.send(data);
+                return false;
+            }
         }
+        true
     }
 
     /// A datagram of the guest to the router: whether it was an answer to a published port's peer.
@@ -117,6 +124,7 @@ impl Udp {
         ends: impl Fn(SocketAddr) -> (IpAddr, IpAddr),
         buffer: &mut [u8],
     ) {
+        let mut refused = Vec::new();
         let mut push = |from, to, data: &[u8]| {
             if let Some(mut frame) = frames::udp(macs, from, to, data) {
                 link.push(&mut frame);
@@ -124,12 +132,14 @@ impl Udp {
         };
         for ((inside, outside), flow) in &mut self.flows {
             for _ in 0..BATCH {
-                // An error is an ICMP message about an earlier datagram, or nothing more.
-                let Ok(n) = flow.socket.recv(buffer) else {
-                    break;
-                };
-                flow.last = Instant::now();
-                push(*outside, *inside, &buffer[..n]);
+                match flow.socket.recv(buffer) {
+                    Ok(n) => {
+                        flow.last = Instant::now();
+                        push(*outside, *inside, &buffer[..n]);
+                    }
+                    Err(e) if is_refusal(&e) => refused.push((*inside, *outside)),
+                    Err(_) => break,
+                }
             }
         }
         for index in 0..self.published.len() {
@@ -143,6 +153,11 @@ impl Udp {
                 let (guest, router) = ends(peer);
                 let to = SocketAddr::new(guest, self.published[index].guest_port);
                 push(SocketAddr::new(router, port), to, &buffer[..n]);
+            }
+        }
+        for ends in refused {
+            if let Some(mut frame) = frames::unreachable(macs, ends, Unreachable::Port) {
+                link.push(&mut frame);
             }
         }
     }
@@ -168,6 +183,11 @@ impl Udp {
         self.peers.insert(port, (index, peer, Instant::now()));
         Some(port)
     }
+}
+
+/// Whether an error says that an earlier datagram met nobody (ICMP, port unreachable).
+fn is_refusal(e: &Error) -> bool {
+    e.kind() == ErrorKind::ConnectionRefused
 }
 
 /// A socket that speaks with `to` only.
