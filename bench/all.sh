@@ -3,7 +3,8 @@
 # natively in one run on this machine, and the table in docs/performance.md.
 # Needs root for the native run (a chroot) and Debian's qemu-system-x86, bochs, isolinux, xorriso where
 # those are to be compared; what is not installed is left out and said.
-# Environment: GUEST (where the guest is built; kept between runs), REPS (3), BENCH_T (0.3), ENGINES.
+# Environment: GUEST (where the guest is built; kept between runs), REPS (3), BENCH_T (0.3), ENGINES, TABLE
+# (where the table goes: docs/performance.md).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
@@ -11,6 +12,7 @@ export GUEST=${GUEST:-${XDG_CACHE_HOME:-$HOME/.cache}/mimeo/bench}
 export REPS=${REPS:-3} BENCH_T=${BENCH_T:-0.3}
 export WORKLOADS=${1:-boot,@int}
 engines=${ENGINES:-interp bt qemu bochs}
+table=${TABLE:-$root/docs/performance.md}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
@@ -56,5 +58,5 @@ files+=("$out/native.csv")
         "Times relative to native: lower is better. \`bench/README.md\` says how they are measured."
     echo
     python3 "$here/compare.py" --md "${files[@]}"
-} >"$root/docs/performance.md"
-echo "written: docs/performance.md"
+} >"$table"
+echo "written: $table"

@@ -15,7 +15,7 @@ pub use terminal::restore_terminal;
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The file cannot be written.
-    #[error("cannot write the serial output to {path}: {source}")]
+    #[error("cannot write the serial output to {path}")]
     File {
         /// Its path.
         path: String,
