@@ -334,6 +334,26 @@ fn a_socket_at_the_other_end_may_close() {
     assert_eq!(g.wait().code(), Some(0), "{}", g.errors());
 }
 
+/// Debian's own passt, where it is installed and the host has a network for it.
+#[test]
+fn passt_gives_an_address() {
+    let installed = Command::new("passt").arg("--version").output().is_ok();
+    let routed = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let routed = routed
+        .lines()
+        .any(|l| l.split_whitespace().nth(1) == Some("00000000"));
+    if !available("debian") || !installed || !routed {
+        println!("skipped: passt is not installed or the host has no route");
+        return;
+    }
+    let mut g = boot(&["debian", "--net", "passt"]);
+    let wait = "for i in $(seq 100); do ip addr show eth0 | grep -w inet && break; sleep 0.2; done";
+    let address = g.shell(wait);
+    assert!(address.contains("inet "), "{address}\n{}", g.errors());
+    g.send("poweroff -f\n");
+    assert_eq!(g.wait().code(), Some(0), "{}", g.errors());
+}
+
 #[test]
 fn networks_that_cannot_be_had_are_said_so() {
     let cases = [

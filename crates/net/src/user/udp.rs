@@ -49,12 +49,12 @@ impl Udp {
     }
 
     /// Sends the guest's datagram to `to` on the host's side. False: an earlier one of this conversation
-    /// was refused there. Other failures are losses.
+    /// was refused there, or the host has no way to it. Other failures are losses.
     pub(super) fn send(&mut self, key: Key, to: SocketAddr, data: &[u8]) -> bool {
         if !self.flows.contains_key(&key) {
             self.make_room();
             let Some(socket) = connect(to) else {
-                return true;
+                return false;
             };
             let last = Instant::now();
             self.flows.insert(key, Flow { socket, last });
