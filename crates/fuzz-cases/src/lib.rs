@@ -6,9 +6,11 @@
 
 mod code;
 mod net;
+mod virtio;
 
 pub use code::guest_code;
 pub use net::{net_card, net_frames};
+pub use virtio::{share, virtio};
 
 use mimeo_boot::{BootOptions, MemoryMap, Module, Payload};
 use mimeo_memory::GuestMemory;

@@ -143,3 +143,33 @@ fn replay_logs_of_any_bytes() {
         mimeo_fuzz_cases::replay_log(&data);
     }
 }
+
+#[test]
+fn virtio_drivers_of_any_kind() {
+    let mut r = Rng(0x5eed_5eed_1234_5678);
+    for n in 0..cases(1500) {
+        let mut data = r.bytes(1500);
+        data.insert(0, n as u8);
+        mimeo_fuzz_cases::virtio(&data);
+    }
+}
+
+#[test]
+fn clients_of_shared_folders_of_any_kind() {
+    let mut r = Rng(0xabcd_ef01_2345_6789);
+    for n in 0..cases(300) {
+        let mut data = vec![n as u8];
+        for _ in 0..r.next() % 60 {
+            // Mostly requests that exist, about nodes and handles that may.
+            let (kind, node) = (r.next() % 130, r.next() % 4);
+            let mut body = r.bytes(80);
+            for b in body.iter_mut().step_by(2) {
+                *b %= 4;
+            }
+            data.extend([kind as u8, node as u8, body.len() as u8]);
+            data.extend(&body);
+            data.push(r.next() as u8);
+        }
+        mimeo_fuzz_cases::share(&data);
+    }
+}
