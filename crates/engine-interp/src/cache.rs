@@ -6,7 +6,8 @@
 //! front finds the block of a linear address; it is valid for one generation of the TLB.
 
 use crate::decode::{self, Lower, MAX_LEN};
-use crate::{Cpu, Op, Trap};
+use crate::exec::{FlagsBefore, flags_before, without_flags};
+use crate::{Cpu, Handler, Op, Prefix, Trap};
 use iced_x86::DecoderError;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -35,7 +36,7 @@ struct Jump {
     linear: u64,
     key: u64,
     generation: u32,
-    block: u32,
+    block: Block,
 }
 
 /// Multiplicative hash of an integer key.
@@ -84,7 +85,13 @@ impl BlockCache {
             linear: 0,
             key: u64::MAX,
             generation: 0,
-            block: 0,
+            block: Block {
+                page: 0,
+                version: 0,
+                first: 0,
+                count: 0,
+                bytes: 0,
+            },
         };
         Self {
             // All at once: growing by doubling would leave twice the memory behind. Untouched
@@ -111,9 +118,9 @@ impl BlockCache {
     pub(crate) fn next(&mut self, cpu: &mut Cpu) -> Result<Next<'_>, Trap> {
         let linear = decode::code_linear(cpu);
         let key = cpu.fetch_key();
-        let j = self.jumps[Self::jump_slot(linear)];
+        let j = &self.jumps[Self::jump_slot(linear)];
         if j.linear == linear && j.key == key && j.generation == cpu.tlb.generation {
-            let b = self.blocks[j.block as usize];
+            let b = j.block;
             if cpu.tracker.version(b.page as usize) == b.version {
                 return Ok(Next::Block(
                     b,
@@ -145,13 +152,13 @@ impl BlockCache {
                 None => return Ok(Next::Single),
             },
         };
+        let b = self.blocks[n as usize];
         self.jumps[Self::jump_slot(linear)] = Jump {
             linear,
             key,
             generation: cpu.tlb.generation,
-            block: n,
+            block: b,
         };
-        let b = self.blocks[n as usize];
         Ok(Next::Block(
             b,
             &self.ops[b.first as usize..][..b.count as usize],
@@ -207,6 +214,8 @@ impl BlockCache {
         let options = decode::options(cpu);
         let bits = cpu.bits;
         let mut at = 0;
+        // The last op whose flags nobody has seen yet, and its handler if nobody ever does.
+        let mut unseen: Option<(usize, Handler)> = None;
         for pos in 0..MAX_BLOCK {
             let rest = &code[at..code.len().min(at + MAX_LEN)];
             let i = match decode::decode(rest, bits, options) {
@@ -223,6 +232,19 @@ impl BlockCache {
             };
             let (mut op, end) = decode::lower(cpu, &i, bits);
             op.pos = pos as u8;
+            let here = self.ops.len();
+            let before = flags_before(&i);
+            if before == FlagsBefore::Dead
+                && let Some((writer, quiet)) = unseen
+            {
+                self.ops[writer].run = quiet;
+                for stale in &mut self.ops[writer..here] {
+                    stale.prefix.0 |= Prefix::STALE;
+                }
+            }
+            if before != FlagsBefore::Kept {
+                unseen = without_flags(&i, &op).map(|quiet| (here, quiet));
+            }
             self.ops.push(op);
             at += i.len();
             if end {

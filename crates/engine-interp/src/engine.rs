@@ -2,7 +2,7 @@
 
 use crate::cache::{BlockCache, Next};
 use crate::cpu::Poll;
-use crate::{Cpu, Op, Step, Trap};
+use crate::{Cpu, Op, Prefix, Step, Trap};
 use mimeo_arch_x86::{Activity, Exception, RFlags, X86State};
 use mimeo_vcpu::{
     CpuIo, Engine, EngineCaps, EngineConfig, EngineError, EventBits, Exit, StopAt, Vcpu, VcpuEvents,
@@ -72,6 +72,7 @@ impl InterpVcpu {
             | (s.dr7 & 0xff != 0)
     }
 
+    #[inline(always)]
     fn turn(&mut self, limit: u64, io: &mut dyn CpuIo) -> Result<Turn, EngineError> {
         if (self.cpu.events_pending() || self.cpu.state.activity != Activity::Running)
             && let Some(exit) = self.attend(io)?
@@ -88,6 +89,10 @@ impl InterpVcpu {
         let result = match self.cache.next(&mut self.cpu) {
             Ok(Next::Block(block, ops)) => {
                 let n = ops.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                if n < ops.len() && ops[n - 1].prefix.has(Prefix::STALE) {
+                    // Who stops here sees the flags.
+                    return self.single(io);
+                }
                 if self.cpu.code64 {
                     run_ops::<true>(&mut self.cpu, &ops[..n], io)
                 } else if crate::decode::limit_left(&self.cpu)
@@ -172,20 +177,22 @@ impl Vcpu for InterpVcpu {
         }
         let limit = stop.retired.unwrap_or(u64::MAX);
         let _inside = self.cpu.seat.enter();
-        let Some(turns) = stop.turns.filter(|n| *n != 0) else {
-            loop {
-                if let Turn::Exit(exit) = self.turn(limit, io)? {
-                    return Ok(exit);
-                }
-            }
-        };
-        for _ in 0..turns {
-            let next = limit.min(self.cpu.retired + 1);
+        let mut turns = stop.turns.filter(|n| *n != 0);
+        loop {
+            let next = match turns {
+                None => limit,
+                Some(_) => limit.min(self.cpu.retired + 1),
+            };
             if let Turn::Exit(exit) = self.turn(next, io)? {
                 return Ok(exit);
             }
+            if let Some(left) = &mut turns {
+                *left -= 1;
+                if *left == 0 {
+                    return Ok(Exit::InstructionLimit);
+                }
+            }
         }
-        Ok(Exit::InstructionLimit)
     }
 
     fn state(&self) -> &X86State {

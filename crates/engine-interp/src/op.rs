@@ -21,6 +21,9 @@ impl Prefix {
     pub const REP: u8 = 2;
     /// REPNE (F2h).
     pub const REPNE: u8 = 4;
+    /// Not a prefix: in this block the status flags are not kept up behind this op, since the ops up
+    /// to the next that sets all of them neither read them nor can fault.
+    pub const STALE: u8 = 8;
 
     /// Whether any of the bits is set.
     #[inline]

@@ -113,3 +113,30 @@ fn the_limit_stops_inside_a_block() {
     assert_eq!(g.run(None).0, Exit::Halted);
     assert_eq!(g.vcpu.retired(), 6);
 }
+
+#[test]
+fn flags_are_there_wherever_the_limit_stops() {
+    const STATUS: u64 = 0x8d5;
+    // mov ax, ffffh; add ax, 1; mov bx, 5; xor cx, cx; sub bx, 7; cmp ax, 1; adc bx, 0; hlt
+    let code = [
+        0xb8, 0xff, 0xff, 0x05, 0x01, 0x00, 0xbb, 0x05, 0x00, 0x31, 0xc9, 0x83, 0xeb, 0x07, 0x3d,
+        0x01, 0x00, 0x83, 0xd3, 0x00, 0xf4,
+    ];
+    // SDM vol. 1, appendix A, by hand; after each instruction from the second on.
+    let wanted = [0x55, 0x55, 0x44, 0x91, 0x95];
+    for (limit, flags) in (2..).zip(wanted) {
+        let (_, state) = guest(0x1000, &code, |_| {}).run(Some(limit));
+        assert_eq!(state.rflags.bits() & STATUS, flags, "after {limit}");
+        // From stop to stop.
+        let mut g = guest(0x1000, &code, |_| {});
+        let mut state = g.vcpu.save();
+        for n in 1..=limit {
+            state = g.run(Some(n)).1;
+        }
+        assert_eq!(state.rflags.bits() & STATUS, flags, "stepping to {limit}");
+    }
+    let (exit, state) = guest(0x1000, &code, |_| {}).run(None);
+    assert_eq!(exit, Exit::Halted);
+    // 5 - 7 and the borrow of 0 - 1.
+    assert_eq!(state.reg(Gpr::Rbx) & 0xffff, 0xffff);
+}

@@ -93,6 +93,23 @@ fn ri<O: Alu, T: Width>(cpu: &mut Cpu, op: &Op, _: &mut dyn CpuIo) -> Exec {
     Ok(())
 }
 
+/// As `rr`, `ri` and `rm`, where nobody sees the flags.
+fn quiet<O: Alu, T: Width, const SHAPE: u8>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
+    let b = match SHAPE {
+        QUIET_RR => get::<T>(cpu, op.r1),
+        QUIET_RI => T::trunc(op.imm),
+        _ => cpu.load_op::<T>(op, io)?,
+    };
+    if O::WRITES {
+        set(cpu, op.r0, O::result(get::<T>(cpu, op.r0), b, 0));
+    }
+    Ok(())
+}
+
+const QUIET_RR: u8 = 0;
+const QUIET_RI: u8 = 1;
+const QUIET_RM: u8 = 2;
+
 fn rm<O: Alu, T: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) -> Exec {
     let b = cpu.load_op::<T>(op, io)?;
     let a = get::<T>(cpu, op.r0);
@@ -275,6 +292,90 @@ fn adx<T: Width, const FLAG: u64>(cpu: &mut Cpu, op: &Op, io: &mut dyn CpuIo) ->
     set(cpu, op.r0, T::trunc(sum as u64));
     flags::put(cpu, FLAG, if sum >> T::BITS != 0 { FLAG } else { 0 });
     Ok(())
+}
+
+fn quiet_sized<O: Alu, T: Width>(shape: Shape) -> Option<Handler> {
+    Some(match shape {
+        Shape::Rr => quiet::<O, T, QUIET_RR>,
+        Shape::Ri => quiet::<O, T, QUIET_RI>,
+        Shape::Rm => quiet::<O, T, QUIET_RM>,
+        Shape::Mr | Shape::Mi => return None,
+    })
+}
+
+fn pick_quiet<O: Alu>(shape: Shape, size: u8) -> Option<Handler> {
+    match size {
+        1 => quiet_sized::<O, u8>(shape),
+        2 => quiet_sized::<O, u16>(shape),
+        4 => quiet_sized::<O, u32>(shape),
+        _ => quiet_sized::<O, u64>(shape),
+    }
+}
+
+/// The handler for an instruction that writes all status flags and reads none, where nobody sees
+/// them.
+pub(crate) fn without_flags(i: &Instruction, op: &Op) -> Option<Handler> {
+    let s = shape(i)?;
+    match i.mnemonic() {
+        Mnemonic::Add => pick_quiet::<Add>(s, op.size),
+        Mnemonic::Or => pick_quiet::<Or>(s, op.size),
+        Mnemonic::And => pick_quiet::<And>(s, op.size),
+        Mnemonic::Sub => pick_quiet::<Sub>(s, op.size),
+        Mnemonic::Xor => pick_quiet::<Xor>(s, op.size),
+        Mnemonic::Cmp => pick_quiet::<Cmp>(s, op.size),
+        Mnemonic::Test => pick_quiet::<Test>(s, op.size),
+        _ => None,
+    }
+}
+
+/// What an instruction means for the flags that are there before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FlagsBefore {
+    /// It sets all of them without reading any, and cannot fault.
+    Dead,
+    /// It neither reads nor writes them, and cannot fault.
+    Kept,
+    /// They may be seen.
+    Seen,
+}
+
+/// Looks at an instruction's form alone: general registers and immediates.
+pub(crate) fn flags_before(i: &Instruction) -> FlagsBefore {
+    let plain = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).is_gpr(),
+        OpKind::Memory => i.mnemonic() == Mnemonic::Lea,
+        kind => matches!(
+            kind,
+            OpKind::Immediate8
+                | OpKind::Immediate16
+                | OpKind::Immediate32
+                | OpKind::Immediate64
+                | OpKind::Immediate8to16
+                | OpKind::Immediate8to32
+                | OpKind::Immediate8to64
+                | OpKind::Immediate32to64
+        ),
+    });
+    if !plain || i.has_lock_prefix() {
+        return FlagsBefore::Seen;
+    }
+    match i.mnemonic() {
+        Mnemonic::Add
+        | Mnemonic::Or
+        | Mnemonic::And
+        | Mnemonic::Sub
+        | Mnemonic::Xor
+        | Mnemonic::Cmp
+        | Mnemonic::Test
+        | Mnemonic::Neg => FlagsBefore::Dead,
+        Mnemonic::Mov
+        | Mnemonic::Lea
+        | Mnemonic::Movzx
+        | Mnemonic::Movsx
+        | Mnemonic::Movsxd
+        | Mnemonic::Not => FlagsBefore::Kept,
+        _ => FlagsBefore::Seen,
+    }
 }
 
 /// Completes ops of this group.

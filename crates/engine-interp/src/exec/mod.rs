@@ -15,6 +15,8 @@ mod shift;
 pub(crate) mod stack;
 pub(crate) mod string;
 
+pub(crate) use alu::{FlagsBefore, flags_before, without_flags};
+
 use crate::decode::Lower;
 use crate::{Cpu, Exec, Op};
 use iced_x86::{ConditionCode, Instruction};
