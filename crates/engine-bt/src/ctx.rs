@@ -40,8 +40,8 @@ pub(crate) struct Ctx {
     pub(crate) fs_base: Cell<u64>,
     /// Guest GS base.
     pub(crate) gs_base: Cell<u64>,
-    /// Keeps the register file at its alignment.
-    pub(crate) reserved: Cell<u64>,
+    /// Status flags within a block, as LAHF and SETO leave them in AX.
+    pub(crate) flags: Cell<u64>,
     /// Guest RFLAGS but the six status flags, DF, IF and AC.
     pub(crate) sysflags: Cell<u64>,
     /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
@@ -142,7 +142,7 @@ impl Ctx {
             rl: word(),
             fs_base: word(),
             gs_base: word(),
-            reserved: word(),
+            flags: word(),
             sysflags: Cell::new(2),
             status: word(),
             scratch: word(),

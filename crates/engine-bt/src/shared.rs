@@ -654,6 +654,7 @@ pub(crate) fn contract() -> Contract {
         at!(kernel_gs),
         at!(sysflags),
         at!(scratch),
+        at!(flags),
         at!(traced),
     ]);
     let halves = [at!(df), at!(iflag), at!(ac), at!(pending)];
@@ -664,6 +665,7 @@ pub(crate) fn contract() -> Contract {
         at!(gs_base),
         at!(kernel_gs),
         at!(scratch),
+        at!(flags),
         at!(traced),
     ]);
     writable.extend([at!(df), at!(iflag), at!(ac), at!(site)].map(|at| at..at + 4));

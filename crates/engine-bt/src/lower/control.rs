@@ -32,7 +32,6 @@ impl Lower<'_> {
             FlowControl::UnconditionalBranch => self.jump_to(i.near_branch_target(), None),
             FlowControl::Call => {
                 self.push_constant(i.next_ip());
-                self.settle();
                 self.jump_to(i.near_branch_target(), None);
             }
             FlowControl::IndirectBranch => {
@@ -133,6 +132,7 @@ impl Lower<'_> {
     pub(super) fn jump_to(&mut self, target: u64, condition: Option<u8>) {
         let own = self.block.insns.iter().position(|x| x.i.ip() == target);
         if let Some(n) = own.filter(|_| !self.options.split) {
+            self.settle();
             let d = match condition {
                 Some(c) => self.hot.jcc(c),
                 None => self.hot.jmp(),
@@ -143,6 +143,7 @@ impl Lower<'_> {
         let here = self.block.insns[self.n].i.ip();
         let crosses = self.block.next_crosses && target == self.block.next;
         if (here ^ target) & self.options.chain_mask == 0 && !crosses {
+            self.settle();
             // The displacement is patched while other CPUs execute: it must not cross a line.
             let before = if condition.is_some() { 2 } else { 1 };
             let pad = (before + self.hot.pos()).next_multiple_of(4) - (before + self.hot.pos());
@@ -168,7 +169,7 @@ impl Lower<'_> {
         }
     }
 
-    /// Through the branch cache to a known RIP. The flags are in place.
+    /// Through the branch cache to a known RIP.
     fn far(&mut self, target: u64, in_cold: bool) {
         let status = self.status;
         let recipe = self.lose_for_far(in_cold);
@@ -191,7 +192,7 @@ impl Lower<'_> {
             asm.jcc(cc::NZ)
         };
         let other = compare(&mut asm, first);
-        self.remake(&mut asm, recipe);
+        self.remake(&mut asm, recipe, Some(T));
         asm.jmp_mem(Self::entry(None, first, 8));
         if in_cold {
             asm.bind32(other);
@@ -201,10 +202,10 @@ impl Lower<'_> {
             self.to_cold.push((other, asm.pos()));
         }
         let miss = compare(&mut asm, second);
-        self.remake(&mut asm, recipe);
+        self.remake(&mut asm, recipe, Some(T));
         asm.jmp_mem(Self::entry(None, second, 8));
         asm.bind32(miss);
-        self.remake(&mut asm, recipe);
+        self.remake(&mut asm, recipe, Some(T));
         self.cold = asm;
         self.leave(SiteKind::Far, target, Place::None);
         self.status = status;
@@ -238,7 +239,7 @@ impl Lower<'_> {
         hot.lea(E, Mem::indexed(E, E, 0, 0));
         hot.cmp_rm(T, tag);
         let other = hot.jcc(cc::NZ);
-        self.remake(&mut hot, recipe);
+        self.remake(&mut hot, recipe, Some(T));
         hot.jmp_mem(host);
         self.to_cold.push((other, cold.pos()));
         cold.rorx(E, T, ibtc::SECOND);
@@ -246,10 +247,11 @@ impl Lower<'_> {
         cold.lea(E, Mem::indexed(E, E, 0, 0));
         cold.cmp_rm(T, tag);
         let miss = cold.jcc(cc::NZ);
-        self.remake(&mut cold, recipe);
+        self.remake(&mut cold, recipe, Some(T));
         cold.jmp_mem(host);
         cold.bind32(miss);
-        self.remake(&mut cold, recipe);
+        // T tells the run loop the target.
+        self.remake(&mut cold, recipe, None);
         (self.hot, self.cold) = (hot, cold);
         self.leave(SiteKind::Indirect, i.ip(), Place::None);
         self.status.lost = None;

@@ -3,16 +3,17 @@
 //! They live in the host's flags. Where they are needed later and a check is about to overwrite them,
 //! nothing is saved if they can be made again: the instruction that set them is repeated (comparisons),
 //! undone and repeated (additions and subtractions), or stood in for by a TEST of its result (logic). Only
-//! where the block does not know what set them are they kept in AX, as LAHF and SETO leave them.
+//! where the block does not know what set them are they kept in AX, as LAHF and SETO leave them,
+//! and in the context when somebody needs RAX.
 //!
 //! They stay lost until somebody needs them: a reader, the end of the block, a stub that leaves. Boundaries in
 //! between are marked [`super::INEXACT`]: nothing enters there, and an interrupt waits for the next one that is
 //! not. An instruction that the host may fault on, or that ends in the interpreter, has them back first.
 
 use super::Lower;
-use crate::ctx::{HOST, in_memory, slot};
+use crate::ctx::{HOST, at, field, in_memory, slot};
 use crate::decode::{Insn, Plan, memory};
-use crate::emit::{Asm, Fields, Map, Mem, Rm, reg};
+use crate::emit::{Asm, Fields, Map, Mem, Reg, Rm, reg};
 use crate::reencode::{Subst, encode};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use mimeo_isa_x86::form::flag::STATUS;
@@ -26,6 +27,8 @@ const RSP: u16 = 1 << 4;
 pub(super) enum Recipe {
     /// They are in AX; RAX's value is in its slot.
     Saved,
+    /// They are in the context, as they were in AX.
+    Image,
     /// Instruction `n` of the block again: done twice, it leaves the same.
     Again(usize),
     /// TEST of the destination of instruction `n` with itself.
@@ -44,6 +47,17 @@ pub(super) struct Status {
     known: Option<Recipe>,
     /// They were kept in AX when the current instruction began.
     saved_before: bool,
+}
+
+/// What an instruction needs once its operand is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Afterwards {
+    /// The flags may stay lost as they are.
+    Nothing,
+    /// RAX.
+    Rax,
+    /// The flags.
+    Flags,
 }
 
 /// General registers that an instruction reads and writes, a bit each.
@@ -162,6 +176,7 @@ impl Lower<'_> {
         };
         match r {
             Recipe::Saved => RAX,
+            Recipe::Image => 0,
             Recipe::Again(n) | Recipe::Redo { n, .. } => of(n),
             Recipe::Test(n) => 1 << number(self.block.insns[n].i.op0_register()),
         }
@@ -201,10 +216,17 @@ impl Lower<'_> {
     }
 
     /// Emits what makes the flags again.
-    pub(super) fn remake(&self, asm: &mut Asm, r: Recipe) {
+    ///
+    /// An ADD or SUB is repeated in `temp`, if there is one: the register itself is on the guest's critical path.
+    pub(super) fn remake(&self, asm: &mut Asm, r: Recipe, temp: Option<Reg>) {
         let guest = |n: usize| &self.block.insns[n].i;
         match r {
             Recipe::Saved => Self::restore_flags(asm),
+            Recipe::Image => {
+                asm.store(slot(0), reg::RAX);
+                asm.load32(reg::RAX, field(at!(flags)));
+                Self::restore_flags(asm);
+            }
             Recipe::Again(n) => {
                 let s = Subst {
                     gpr: HOST,
@@ -225,15 +247,22 @@ impl Lower<'_> {
                 f.force_rex = r.is_gpr8() && host >= 4;
                 asm.insn(&f, host, Rm::Reg(host));
             }
-            Recipe::Redo { n, moved } => Self::redo(asm, guest(n), moved),
+            Recipe::Redo { n, moved } => Self::redo(asm, guest(n), moved, temp),
         }
     }
 
-    fn redo(asm: &mut Asm, i: &Instruction, moved: i32) {
+    fn redo(asm: &mut Asm, i: &Instruction, moved: i32, temp: Option<Reg>) {
         let (r, w) = (HOST[number(i.op0_register())], i.op0_register().is_gpr64());
         let sub = i.mnemonic() == Mnemonic::Sub;
         if i.op1_kind() == OpKind::Register {
             let other = HOST[number(i.op1_register())];
+            if let Some(t) = temp {
+                asm.mov_rr(t, r);
+                for op in if sub { [0x01, 0x29] } else { [0x29, 0x01] } {
+                    asm.insn(&Fields::legacy(Map::One, op, w), other, Rm::Reg(t));
+                }
+                return;
+            }
             for op in if sub { [0x01, 0x29] } else { [0x29, 0x01] } {
                 asm.insn(&Fields::legacy(Map::One, op, w), other, Rm::Reg(r));
             }
@@ -241,6 +270,15 @@ impl Lower<'_> {
         }
         let imm = i.immediate(1) as i32;
         let back = if sub { imm } else { imm.wrapping_neg() };
+        if let (Some(t), Some(both)) = (temp, back.checked_sub(moved)) {
+            if w {
+                asm.lea(t, Mem::base(r, both));
+            } else {
+                asm.lea32(t, Mem::base(r, both));
+            }
+            asm.alu_imm(if sub { 5 } else { 0 }, Rm::Reg(t), imm, w);
+            return;
+        }
         if w {
             match back.checked_sub(moved) {
                 Some(both) => asm.lea(r, Mem::base(r, both)),
@@ -262,9 +300,19 @@ impl Lower<'_> {
     pub(super) fn settle(&mut self) {
         if let Some(r) = self.status.lost.take() {
             let mut hot = std::mem::take(&mut self.hot);
-            self.remake(&mut hot, r);
+            self.remake(&mut hot, r, None);
             self.hot = hot;
-            self.status.known = (r != Recipe::Saved).then_some(r);
+            let kept = !matches!(r, Recipe::Saved | Recipe::Image);
+            self.status.known = kept.then_some(r);
+        }
+    }
+
+    /// RAX has its value again; flags that AX holds go to the context.
+    pub(super) fn free_rax(&mut self) {
+        if self.status.lost == Some(Recipe::Saved) {
+            self.hot.store32(field(at!(flags)), reg::RAX);
+            self.hot.load(reg::RAX, slot(0));
+            self.status.lost = Some(Recipe::Image);
         }
     }
 
@@ -272,7 +320,7 @@ impl Lower<'_> {
     pub(super) fn remake_in_cold(&mut self) {
         let r = self.status.lost.unwrap_or(Recipe::Saved);
         let mut cold = std::mem::take(&mut self.cold);
-        self.remake(&mut cold, r);
+        self.remake(&mut cold, r, None);
         self.cold = cold;
     }
 
@@ -294,24 +342,28 @@ impl Lower<'_> {
         self.status.known.is_some()
     }
 
-    /// Whether the current instruction needs the flags back after its checks.
-    pub(super) fn wants_back(&mut self) -> bool {
+    /// What the current instruction needs after its checks.
+    pub(super) fn afterwards(&mut self) -> Afterwards {
         let insn = *self.insn();
         if !tolerant(&insn) {
-            return true;
+            return Afterwards::Flags;
         }
         let Some(r) = self.status.lost else {
-            return false;
+            return Afterwards::Nothing;
         };
-        if may_fault(&insn) {
-            return true;
+        if may_fault(&insn) || insn.plan == Plan::Native && uses_flags(&insn) {
+            return Afterwards::Flags;
         }
         let effects = touched(self, &insn.i);
-        insn.plan == Plan::Native && uses_flags(&insn) || self.spoils(&insn, r, effects)
+        match (self.spoils(&insn, r, effects), r) {
+            (false, _) => Afterwards::Nothing,
+            (true, Recipe::Saved) => Afterwards::Rax,
+            (true, _) => Afterwards::Flags,
+        }
     }
 
     /// Making the flags again changes `host` for a moment.
-    pub(super) fn remade_in(&self, host: crate::emit::Reg) -> bool {
+    pub(super) fn remade_in(&self, host: Reg) -> bool {
         matches!(self.status.lost, Some(Recipe::Redo { n, .. })
             if HOST[number(self.block.insns[n].i.op0_register())] == host)
     }
@@ -346,25 +398,27 @@ impl Lower<'_> {
         let Some(r) = self.status.lost else {
             return;
         };
-        let early = match insn.plan {
-            Plan::Nop => false,
+        let (mut early, mut rax) = (false, false);
+        match insn.plan {
+            Plan::Nop => {}
             Plan::Native | Plan::Stack => {
                 let effects = touched(self, &insn.i);
-                r == Recipe::Saved && self.spoils(insn, r, effects)
-                    || insn.plan == Plan::Native
-                        && (may_fault(insn)
-                            || !looks_up(insn)
-                                && (uses_flags(insn) || self.spoils(insn, r, effects)))
+                let spoils = self.spoils(insn, r, effects);
+                rax = r == Recipe::Saved && spoils;
+                early = insn.plan == Plan::Native
+                    && (may_fault(insn) || !looks_up(insn) && (uses_flags(insn) || spoils && !rax));
             }
             Plan::Branch => match insn.i.flow_control() {
-                FlowControl::Call | FlowControl::Return => false,
-                FlowControl::IndirectBranch | FlowControl::IndirectCall => r == Recipe::Saved,
-                _ => true,
+                FlowControl::Call | FlowControl::Return | FlowControl::UnconditionalBranch => {}
+                FlowControl::IndirectBranch | FlowControl::IndirectCall => rax = true,
+                _ => early = true,
             },
-            _ => true,
-        };
+            _ => early = true,
+        }
         if early {
             self.settle();
+        } else if rax {
+            self.free_rax();
         }
     }
 

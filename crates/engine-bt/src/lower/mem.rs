@@ -1,6 +1,6 @@
 //! Effective addresses and table lookups.
 
-use super::flags::Recipe;
+use super::flags::{Afterwards, Recipe};
 use super::{Lower, Place};
 use crate::ctx::{E, HOST, RL, RL_BIAS, T, at, field, in_memory, slot};
 use crate::emit::{Asm, Mem, NO_BASE, Reg, cc, reg};
@@ -154,15 +154,15 @@ impl Lower<'_> {
     /// Looks `ea` up: afterwards T holds the addend, and the operand's host address is what is given.
     pub(super) fn lookup(&mut self, mut ea: Ea, want: Want) -> Mem {
         let live = self.live();
-        let mut back = false;
+        let mut then = Afterwards::Nothing;
         if live {
             if ea.reg == reg::RAX {
                 self.hot.mov_rr(E, reg::RAX);
                 ea.reg = E;
             }
             self.lose();
-            back = self.wants_back();
-            if back && self.remade_in(ea.reg) {
+            then = self.afterwards();
+            if then == Afterwards::Flags && self.remade_in(ea.reg) {
                 self.hot.mov_rr(E, ea.reg);
                 ea.reg = E;
             }
@@ -188,16 +188,18 @@ impl Lower<'_> {
             self.hot.jcc(cc::NZ)
         });
         if let Some(d) = slow {
-            self.slow_stub(d, live, back);
+            self.slow_stub(d, live, then);
         }
         self.miss_stub(miss, ea, want, live);
         match unaligned {
-            Some(d) if locked => self.slow_stub(d, live, back),
+            Some(d) if locked => self.slow_stub(d, live, then),
             Some(d) => self.misaligned_stub(d, live),
             None => {}
         }
-        if back {
-            self.settle();
+        match then {
+            Afterwards::Nothing => {}
+            Afterwards::Rax => self.free_rax(),
+            Afterwards::Flags => self.settle(),
         }
         Mem::indexed(ea.reg, T, 0, 0)
     }
@@ -215,14 +217,15 @@ impl Lower<'_> {
         self.options.misaligned.binary_search(&offset).is_ok()
     }
 
-    /// The interpreter does the whole instruction. `back`: the next instruction finds the flags in place.
-    fn slow_stub(&mut self, from: usize, live: bool, back: bool) {
+    /// The interpreter does the whole instruction; `then` is what the straight path would have done.
+    fn slow_stub(&mut self, from: usize, live: bool, then: Afterwards) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
         if live {
             self.remake_in_cold();
         }
-        let saved = self.status.lost == Some(Recipe::Saved) && !back;
+        // The next instruction looks for them in AX or in the context: this way they are in neither.
+        let saved = self.status.lost == Some(Recipe::Saved) && then != Afterwards::Flags;
         let after = if saved { Place::None } else { self.after() };
         let i = self.insn().i;
         self.leave(SiteKind::Interp, i.ip(), after);

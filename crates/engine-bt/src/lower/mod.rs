@@ -157,7 +157,6 @@ pub(crate) fn lower(block: &Decoded, options: Options<'_>, layout: Layout) -> Em
         l.flags_after(&block.insns[n]);
     }
     if block.falls_through {
-        l.settle();
         l.jump_to(block.next, None);
     }
     l.finish(layout)
