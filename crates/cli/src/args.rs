@@ -334,7 +334,8 @@ pub struct MachineArgs {
     /// Board.
     #[arg(long, value_name = "NAME", default_value_t = BoardKind::Microvm)]
     pub machine: BoardKind,
-    /// What executes the guest: interp (interpreter), bt (binary translator) or auto.
+    /// What executes the guest: interp (interpreter), bt (binary translator), or auto: bt where the host
+    /// allows it, else interp, with a sentence that says why.
     #[arg(long, value_name = "NAME", default_value_t = EngineKind::Auto)]
     pub engine: EngineKind,
     /// Have an independent verifier check every translated block before it runs (slower to start).

@@ -6,7 +6,15 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Mappings that exist now, in the whole process.
+static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many arrays exist now: each is one mapping of the host's.
+pub(crate) fn mappings() -> usize {
+    MAPPINGS.load(Ordering::Relaxed)
+}
 
 /// An anonymous, private, zero-filled mapping of `len` 64-bit words. Unmapped on drop.
 #[derive(Debug)]
@@ -40,6 +48,7 @@ impl LazyArray {
         }
         // SAFETY: our own mapping; failure only makes core dumps larger.
         unsafe { libc::madvise(p, bytes, libc::MADV_DONTDUMP) };
+        MAPPINGS.fetch_add(1, Ordering::Relaxed);
         NonNull::new(p.cast())
             .map(|ptr| Self { ptr, len })
             .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
@@ -101,6 +110,7 @@ impl LazyArray {
 
 impl Drop for LazyArray {
     fn drop(&mut self) {
+        MAPPINGS.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: unmaps exactly what `new` mapped.
         unsafe { libc::munmap(self.ptr.as_ptr().cast(), self.len * 8) };
     }

@@ -66,6 +66,11 @@ impl BtVcpu {
             ("address space switches", m.switches),
             ("view evictions", m.view_evictions),
             ("table memory, KB", self.mmu.table_pages() * 4),
+            ("table mappings, all vCPUs", crate::lazy::mappings() as u64),
+            (
+                "host bytes for 100 guest bytes",
+                (t.host_bytes + t.cold_bytes) * 100 / t.guest_bytes.max(1),
+            ),
         ]
         .map(|(name, n)| (name.to_owned(), n))
         .into_iter()

@@ -11,6 +11,19 @@ use std::collections::VecDeque;
 /// Steps that are remembered, from the first and up to the last.
 const REMEMBERED: usize = 128;
 
+type Page = [u8; PAGE_SIZE as usize];
+
+/// Words of 64 bits differ in nothing but the accessed flag of entries that are present.
+fn only_accessed(a: &Page, b: &Page) -> bool {
+    const PRESENT: u8 = 1;
+    const ACCESSED: u8 = 1 << 5;
+    let same = |(n, (a, b)): (usize, (&u8, &u8))| {
+        a == b
+            || (n % 8 == 0 && a ^ b == ACCESSED && a & (PRESENT | ACCESSED) == PRESENT | ACCESSED)
+    };
+    a.iter().zip(b).enumerate().all(same)
+}
+
 /// One step of the second engine: what it stood before.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepAt {
@@ -140,6 +153,9 @@ impl LockstepVcpu {
         if !self.pages.iter().all(|page| self.same(*page)) {
             return false;
         }
+        if self.stopped {
+            self.carry_accessed();
+        }
         if let Some(state) = carry {
             self.carried += 1;
             self.check.restore(state);
@@ -189,15 +205,34 @@ impl LockstepVcpu {
     }
 
     pub(super) fn same(&self, page: usize) -> bool {
-        self.first_difference(page).is_none()
+        match self.both(page) {
+            None => true,
+            Some((_, a, b)) => a == b || (self.stopped && only_accessed(&a, &b)),
+        }
     }
 
-    /// The first byte of a page that differs: its physical address and both values.
-    pub(super) fn first_difference(&self, page: usize) -> Option<(u64, Vec<u8>, Vec<u8>)> {
+    /// The address of a page and its bytes in both memories.
+    fn both(&self, page: usize) -> Option<(u64, Page, Page)> {
         let gpa = self.pair.memory.page_address(page)?;
         let (mut a, mut b) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
         self.pair.memory.read(gpa, &mut a).ok()?;
         self.pair.copy.read(gpa, &mut b).ok()?;
+        Some((gpa, a, b))
+    }
+
+    /// Accessed flags that only the first engine has set are set for the second too.
+    fn carry_accessed(&self) {
+        for (gpa, a, b) in self.pages.iter().filter_map(|p| self.both(*p)) {
+            if a != b {
+                // In memory by construction: it was read from there.
+                let _ = self.pair.copy.write(gpa, &a);
+            }
+        }
+    }
+
+    /// The first byte of a page that differs: its physical address and both values.
+    pub(super) fn first_difference(&self, page: usize) -> Option<(u64, Vec<u8>, Vec<u8>)> {
+        let (gpa, a, b) = self.both(page)?;
         if a == b {
             return None;
         }

@@ -11,9 +11,11 @@
 //! asynchronous stops, exceptions and chained blocks need no bookkeeping. What may differ:
 //!
 //! - status flags that an instruction since the last agreement leaves undefined (isa-x86's table);
-//! - the x87's last instruction and operand pointers, which a translator does not keep exact.
+//! - the x87's last instruction and operand pointers, which a translator does not keep exact;
+//! - after a stop from outside, accessed flags in page tables: the first may have fetched code that it
+//!   then did not execute (SDM vol. 3, 5.8).
 //!
-//! Both are carried over to the second engine. Interrupts are expected at the earliest boundary in both.
+//! All are carried over to the second engine. Interrupts are expected at the earliest boundary in both.
 //! One vCPU runs at a time: the driver is the one of deterministic runs.
 
 mod compare;
@@ -179,6 +181,7 @@ impl Engine for Lockstep {
             pages: Vec::new(),
             closest: None,
             nears: 0,
+            stopped: false,
             slices: 0,
             carried: 0,
         }))
@@ -234,6 +237,8 @@ struct LockstepVcpu {
     /// For the report: how far they were apart when they were nearest, and how they stood.
     closest: Option<(usize, String)>,
     nears: u32,
+    /// The first engine was stopped from outside: it may have looked at code that it did not execute.
+    stopped: bool,
     slices: u64,
     /// Slices after which something that may differ was carried over.
     carried: u64,
@@ -273,6 +278,7 @@ impl LockstepVcpu {
         self.path.clear();
         self.pages.clear();
         self.nears = 0;
+        self.stopped = exit == Exit::Stopped;
         let tracker = pair.memory.tracker();
         tracker.collect_dirty(|page| self.pages.push(page));
         // These two may mean that nothing was executed; every other stop means that something was.
