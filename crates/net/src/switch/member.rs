@@ -3,9 +3,9 @@
 use super::tag;
 use mimeo_bus::{MAX_FRAME, NetHeader};
 use rustix::io::Errno;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The shortest packet: a header and an Ethernet header.
@@ -20,42 +20,39 @@ const PACKETS: usize = 128;
 const FLOOD_RATE: u32 = 2000;
 const FLOOD_BURST: u32 = 256;
 
-/// A packet on its way: as it is, and with or without a tag where somebody wants that.
-pub(super) struct Packet {
+/// A packet on its way, where it was read: as it is, and with or without a tag where somebody wants
+/// that. It is copied only for those who cannot take it at once.
+pub(super) struct Packet<'a> {
     vlan: u16,
-    /// With the frame that the sender gave.
-    given: Rc<[u8]>,
+    /// With the frame that the sender gave, or without its empty tag.
+    given: Cow<'a, [u8]>,
     tagged: bool,
-    other: Option<Rc<[u8]>>,
+    other: Option<Vec<u8>>,
 }
 
-impl Packet {
+impl<'a> Packet<'a> {
     /// The packet as a member with this VLAN sends it; `None` when it does not belong there.
-    pub(super) fn from(member_vlan: u16, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn from(member_vlan: u16, bytes: &'a [u8]) -> Option<Self> {
         let frame = bytes
             .get(NetHeader::LEN..)
             .filter(|_| bytes.len() >= SHORTEST)?;
         // A tag for VLAN 0 has a priority only (802.1Q, 9.6).
-        let (tag, bytes) = match tag::vlan(frame) {
-            Some(0) if frame.len() >= 18 => (None, tag::without(bytes).into()),
+        let (tag, given) = match tag::vlan(frame) {
+            Some(0) if frame.len() >= 18 => (None, Cow::Owned(tag::without(bytes))),
             Some(_) if frame.len() < 18 => return None,
-            tag => (tag, Rc::from(bytes)),
+            tag => (tag, Cow::Borrowed(bytes)),
         };
-        match (member_vlan, tag) {
-            (0, tag) => Some(Self {
-                vlan: tag.unwrap_or(0),
-                given: bytes,
-                tagged: tag.is_some(),
-                other: None,
-            }),
-            (vlan, None) => Some(Self {
-                vlan,
-                given: bytes,
-                tagged: false,
-                other: None,
-            }),
-            (_, Some(_)) => None,
-        }
+        let vlan = match (member_vlan, tag) {
+            (0, tag) => tag.unwrap_or(0),
+            (vlan, None) => vlan,
+            (_, Some(_)) => return None,
+        };
+        Some(Self {
+            vlan,
+            given,
+            tagged: tag.is_some(),
+            other: None,
+        })
     }
 
     pub(super) const fn vlan(&self) -> u16 {
@@ -72,32 +69,32 @@ impl Packet {
     }
 
     /// The packet for a member with this VLAN; `None` when it is not for it.
-    fn to(&mut self, member_vlan: u16) -> Option<Rc<[u8]>> {
+    fn to(&mut self, member_vlan: u16) -> Option<&[u8]> {
         let wants_tag = match member_vlan {
             0 => self.vlan != 0,
             v if v == self.vlan => false,
             _ => return None,
         };
         if wants_tag == self.tagged {
-            return Some(self.given.clone());
+            return Some(&self.given);
         }
         let (given, vlan) = (&self.given, self.vlan);
         let other = self.other.get_or_insert_with(|| {
             if wants_tag {
-                tag::with(given, vlan).into()
+                tag::with(given, vlan)
             } else {
-                tag::without(given).into()
+                tag::without(given)
             }
         });
         // With a tag more it may have become too long to be sent.
-        (other.len() <= LONGEST).then(|| other.clone())
+        (other.len() <= LONGEST).then_some(other)
     }
 }
 
 /// What one source has waiting here.
 struct Queue {
     source: u64,
-    packets: VecDeque<Rc<[u8]>>,
+    packets: VecDeque<Box<[u8]>>,
     bytes: usize,
 }
 
@@ -141,11 +138,11 @@ impl Member {
     }
 
     /// Sends a packet of `source`, or lets it wait; one that finds its source's queue full is lost.
-    pub(super) fn deliver(&mut self, source: u64, packet: &mut Packet) {
+    pub(super) fn deliver(&mut self, source: u64, packet: &mut Packet<'_>) {
         let Some(bytes) = self.vlan.and_then(|vlan| packet.to(vlan)) else {
             return;
         };
-        if self.queues.is_empty() && self.try_send(&bytes) {
+        if self.queues.is_empty() && self.try_send(bytes) {
             return;
         }
         let at = self.queues.iter().position(|q| q.source == source);
@@ -160,7 +157,7 @@ impl Member {
         let q = &mut self.queues[at];
         if q.packets.len() < PACKETS && q.bytes + bytes.len() <= QUEUE {
             q.bytes += bytes.len();
-            q.packets.push_back(bytes);
+            q.packets.push_back(bytes.into());
         }
     }
 
@@ -221,7 +218,8 @@ mod tests {
             (7, None, 8, None),
         ];
         for (from, tag, to, arrives) in cases {
-            let mut p = Packet::from(from, &packet(tag)).unwrap();
+            let sent = packet(tag);
+            let mut p = Packet::from(from, &sent).unwrap();
             let got = p.to(to).map(|b| b.to_vec());
             assert_eq!(got, arrives.map(packet), "{from} {tag:?} {to}");
         }

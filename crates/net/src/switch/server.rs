@@ -111,36 +111,42 @@ impl Switch {
 
     /// Reads a little from a member; false when it has left.
     fn turn(&mut self, i: usize, now: Instant) -> bool {
-        let mut bytes = 0;
+        // Lent for the turn: packets are forwarded from where they were read.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let (mut bytes, mut stays) = (0, true);
         for _ in 0..TURN {
-            if bytes >= TURN_BYTES {
+            if bytes >= TURN_BYTES || !stays {
                 break;
             }
-            let n = match rustix::io::read(&self.members[i].socket, &mut self.buffer) {
-                Ok(0) => return false,
-                Ok(n) => n,
-                Err(Errno::AGAIN | Errno::INTR) => return true,
-                Err(_) => return false,
-            };
-            bytes += n;
-            let Some(vlan) = self.members[i].vlan else {
-                if !self.greet(i, n) {
-                    return false;
+            stays = match rustix::io::read(&self.members[i].socket, &mut buffer) {
+                Ok(n) if n > 0 => {
+                    bytes += n;
+                    self.packet(i, &buffer[..n], now)
                 }
-                continue;
+                Err(Errno::AGAIN | Errno::INTR) => break,
+                Ok(_) | Err(_) => false,
             };
-            // Too long ones were cut and are nobody's.
-            let packet = Packet::from(vlan, &self.buffer[..n]).filter(|_| n <= LONGEST);
-            if let Some(packet) = packet {
-                self.forward(i, packet, now);
-            }
+        }
+        self.buffer = buffer;
+        stays
+    }
+
+    /// A packet of a member; false when it is no member's.
+    fn packet(&mut self, i: usize, bytes: &[u8], now: Instant) -> bool {
+        let Some(vlan) = self.members[i].vlan else {
+            return self.greet(i, bytes);
+        };
+        // Too long ones were cut and are nobody's.
+        let whole = bytes.len() <= LONGEST;
+        if let Some(packet) = Packet::from(vlan, bytes).filter(|_| whole) {
+            self.forward(i, packet, now);
         }
         true
     }
 
     /// The first packet of a member.
-    fn greet(&mut self, i: usize, n: usize) -> bool {
-        match self.buffer[..n].strip_prefix(HELLO) {
+    fn greet(&mut self, i: usize, hello: &[u8]) -> bool {
+        match hello.strip_prefix(HELLO) {
             Some(&[low, high]) => {
                 let vlan = u16::from_le_bytes([low, high]);
                 self.members[i].vlan = Some(vlan);
@@ -150,7 +156,7 @@ impl Switch {
         }
     }
 
-    fn forward(&mut self, from: usize, mut packet: Packet, now: Instant) {
+    fn forward(&mut self, from: usize, mut packet: Packet<'_>, now: Instant) {
         let ((to, source), vlan) = (packet.addresses(), packet.vlan());
         let id = self.members[from].id;
         self.fdb.learn((vlan, source), id, now);
