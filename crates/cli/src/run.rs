@@ -96,11 +96,12 @@ fn build_with(
 }
 
 /// What is to be booted.
-fn boot(args: &RunArgs) -> Result<Boot, Failure> {
+fn boot(args: &RunArgs, words: Vec<String>) -> Result<Boot, Failure> {
     let more = args.initrd.iter().cloned().map(Disk::File);
     if let Some(guest) = &args.guest {
         let wanted = guest::Wanted {
             append: &args.append,
+            words,
             interactive: args.detached_as.is_some() || host::interactive(&args.serial),
             name: args.detached_as.as_deref().or(args.name.as_deref()),
         };
@@ -156,12 +157,12 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
                 "disks and shared folders cannot be recorded or replayed yet: their requests end at the host's pace; leave out --disk and --share"
             )));
         }
-        let boot = boot(&args)?.open(true)?;
+        let boot = boot(&args, Vec::new())?.open(true)?;
         return deterministic::run(&args, boot);
     }
     // The name first: a machine that is being prepared has one already.
     let mut named = Named::claim(&args)?;
-    let result = live(&args, named.as_mut());
+    let result = live(&mut args, named.as_mut());
     match named {
         Some(named) => named.finish(result, !args.no_jail),
         None => result,
@@ -169,8 +170,13 @@ pub fn run(mut args: RunArgs) -> Result<Status, Failure> {
 }
 
 /// The life of a machine, from its preparation to its end.
-fn live(args: &RunArgs, mut named: Option<&mut Named>) -> Result<Status, Failure> {
-    let boot = boot(args)?.open(false)?;
+fn live(args: &mut RunArgs, mut named: Option<&mut Named>) -> Result<Status, Failure> {
+    let words = match &args.guest {
+        Some(guest) => guest::furnish(guest, &mut args.machine)?,
+        None => Vec::new(),
+    };
+    let args = &*args;
+    let boot = boot(args, words)?.open(false)?;
     let switch = StopSwitch::default();
     let detached = args.detached_as.is_some();
     let serial = host::serial(&args.serial, detached, switch.clone())?;

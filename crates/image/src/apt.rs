@@ -6,6 +6,7 @@
 
 use crate::{ImageError, Progress};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -190,6 +191,92 @@ impl Apt {
             .ok_or_else(|| ImageError::NoPackage(package.to_owned()))
     }
 
+    /// apt-get for a system of its own, in which nothing is installed: its files are below `dir`.
+    fn system(&self, dir: &Path, packages: &[&str]) -> Command {
+        let mut c = self.command("apt-get");
+        let set = |name: &str, path: PathBuf| format!("{name}={}", path.display());
+        for option in [
+            set("Dir::State::status", dir.join("status")),
+            set("Dir::State::extended_states", dir.join("extended")),
+            set("Dir::Cache", dir.join("cache")),
+            set("Dir::Cache::archives", dir.join("archives")),
+            "Debug::NoLocking=1".into(),
+            "APT::Install-Recommends=0".into(),
+        ] {
+            c.arg("-o").arg(option);
+        }
+        c.args(["-y", "-qq", "install", "?essential"])
+            .args(packages);
+        c
+    }
+
+    /// What [`Self::system`] would fetch: number of packages and bytes.
+    fn system_size(&self, dir: &Path, packages: &[&str]) -> Option<(u64, u64)> {
+        let mut c = self.system(dir, packages);
+        let out = c.arg("--print-uris").stderr(Stdio::null()).output().ok()?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        // 'URI' FILE SIZE HASH
+        let sizes = text
+            .lines()
+            .filter_map(|l| l.split_whitespace().nth(2)?.parse::<u64>().ok());
+        let (count, sum) = sizes.fold((0, 0), |(n, sum), size| (n + 1, sum + size));
+        (out.status.success() && count > 0).then_some((count, sum))
+    }
+
+    /// Downloads the essential packages, `packages`, those of `optional` that exist, and all that they
+    /// depend on into `dir`; gives the files.
+    pub(crate) fn download_system(
+        &mut self,
+        packages: &[&str],
+        optional: &[&str],
+        dir: &Path,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<PathBuf>, ImageError> {
+        let archives = dir.join("archives");
+        for dir in [archives.join("partial"), dir.join("cache")] {
+            std::fs::create_dir_all(&dir).map_err(ImageError::io(&dir))?;
+        }
+        let status = dir.join("status");
+        File::create(&status).map_err(ImageError::io(&status))?;
+        if self.system_size(dir, packages).is_none() {
+            self.update(progress)?;
+        }
+        let known = |k: &&&str| self.system_size(dir, &[k]).is_some();
+        let optional = optional.iter().filter(known);
+        let all: Vec<&str> = packages.iter().chain(optional).copied().collect();
+        let none = || ImageError::NoPackage(all.join(" or "));
+        let (_, total) = self.system_size(dir, &all).ok_or_else(none)?;
+        let list = |dir: &Path| {
+            let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            files.map(|f| f.path()).collect::<Vec<_>>()
+        };
+        let size = |p: &PathBuf| p.metadata().map_or(0, |m| m.len());
+        let mut watch = || {
+            let partial = list(&archives.join("partial"));
+            let done = list(&archives)
+                .iter()
+                .filter(|p| p.is_file())
+                .map(size)
+                .sum::<u64>();
+            progress(Progress::Bytes {
+                what: "Debian packages",
+                done: done + partial.iter().map(size).sum::<u64>(),
+                total,
+            });
+        };
+        let mut c = self.system(dir, &all);
+        c.arg("--download-only");
+        run(c, "apt-get install --download-only", dir, &mut watch)?;
+        let mut debs = list(&archives);
+        debs.retain(|p| p.extension().is_some_and(|e| e == "deb"));
+        debs.sort();
+        if debs.is_empty() {
+            Err(none())
+        } else {
+            Ok(debs)
+        }
+    }
+
     /// The size of a package's file, for the progress display.
     fn size(&self, package: &str) -> Option<u64> {
         let mut c = self.command("apt-get");
@@ -269,50 +356,75 @@ impl Drop for Reaped {
     }
 }
 
-/// Opens a package's file tree and calls `each` with the path (without the leading "./") and a reader
-/// of each regular file's contents.
-pub(crate) fn for_each_file(
+/// A package's part (`--fsys-tarfile`: its files, `--ctrl-tarfile`: what dpkg needs to know), as an
+/// uncompressed archive that `use_stream` reads to its end.
+fn with_part(
     package: &Path,
-    each: &mut dyn FnMut(&str, u64, &mut dyn std::io::Read) -> std::io::Result<()>,
+    part: &str,
+    use_stream: &mut dyn FnMut(&mut dyn Read) -> std::io::Result<()>,
 ) -> Result<(), ImageError> {
-    let name = format!("dpkg-deb --fsys-tarfile {}", package.display());
+    let name = format!("dpkg-deb {part} {}", package.display());
     let fail = |message: String| ImageError::Command {
         command: name.clone(),
         message,
     };
     let child = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
+        .arg(part)
         .arg(package)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
     let mut child = Reaped(child.map_err(|e| fail(e.to_string()))?);
-    let stream = child
-        .0
-        .stdout
-        .take()
-        .ok_or_else(|| fail("no output".into()))?;
-    let mut archive = tar::Archive::new(std::io::BufReader::new(stream));
-    for entry in archive.entries().map_err(|e| fail(e.to_string()))? {
-        let mut entry = entry.map_err(|e| fail(e.to_string()))?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let size = entry.size();
-        let path = path.trim_start_matches("./");
-        each(path, size, &mut entry).map_err(|e| fail(e.to_string()))?;
-    }
+    let stream = child.0.stdout.take();
+    let mut stream = std::io::BufReader::new(stream.ok_or_else(|| fail("no output".into()))?);
+    use_stream(&mut stream).map_err(|e| fail(e.to_string()))?;
     // dpkg-deb may still be writing padding; a closed pipe would make it fail.
-    let mut rest = archive.into_inner();
-    std::io::copy(&mut rest, &mut std::io::sink()).map_err(|e| fail(e.to_string()))?;
+    std::io::copy(&mut stream, &mut std::io::sink()).map_err(|e| fail(e.to_string()))?;
     let status = child.0.wait().map_err(|e| fail(e.to_string()))?;
     if status.success() {
         Ok(())
     } else {
         Err(fail("the package is damaged".into()))
     }
+}
+
+/// Calls `each` with every entry of a package's part.
+pub(crate) fn for_each_entry(
+    package: &Path,
+    part: &str,
+    each: &mut dyn FnMut(&mut tar::Entry<'_, &mut dyn Read>) -> std::io::Result<()>,
+) -> Result<(), ImageError> {
+    with_part(package, part, &mut |stream| {
+        let mut archive = tar::Archive::new(stream);
+        for entry in archive.entries()? {
+            each(&mut entry?)?;
+        }
+        Ok(())
+    })
+}
+
+/// Appends a package's part to `to`.
+pub(crate) fn read_part(package: &Path, part: &str, to: &mut Vec<u8>) -> Result<(), ImageError> {
+    with_part(package, part, &mut |stream| {
+        stream.read_to_end(to).map(drop)
+    })
+}
+
+/// Opens a package's file tree and calls `each` with the path (without the leading "./") and a reader
+/// of each regular file's contents.
+pub(crate) fn for_each_file(
+    package: &Path,
+    each: &mut dyn FnMut(&str, u64, &mut dyn Read) -> std::io::Result<()>,
+) -> Result<(), ImageError> {
+    for_each_entry(package, "--fsys-tarfile", &mut |entry| {
+        if !entry.header().entry_type().is_file() {
+            return Ok(());
+        }
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let size = entry.size();
+        each(path.trim_start_matches("./"), size, entry)
+    })
 }
 
 #[cfg(test)]

@@ -50,6 +50,11 @@ impl Slot {
         Ok(Self { dir, _lock: lock })
     }
 
+    /// The key's own directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The prepared directory, if there is one whose files are all there and unchanged.
     pub(crate) fn current(&self) -> Option<PathBuf> {
         let name = fs::read_to_string(self.dir.join("current")).ok()?;

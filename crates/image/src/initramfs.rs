@@ -8,6 +8,9 @@ use mimeo_agent_binary::AGENT;
 /// The first process's script.
 const INIT: &[u8] = include_bytes!("init.sh");
 
+/// What it becomes.
+const SESSION: &[u8] = include_bytes!("session.sh");
+
 const PROFILE: &str = "\
 [ -n \"$MIMEO_GREETED\" ] && return
 export MIMEO_GREETED=1
@@ -41,19 +44,21 @@ pub(crate) fn initramfs(busybox: &[u8]) -> Vec<u8> {
         c.directory(dir, permissions);
     }
     c.file("bin/busybox", 0o755, busybox);
+    // What the session uses, wherever it runs.
     if !AGENT.is_empty() {
-        c.file("bin/mimeo-agent", 0o755, AGENT);
+        c.file("mimeo/mimeo-agent", 0o755, AGENT);
     }
-    c.file("bin/undo-ignore", 0o755, &undo_ignore::program());
+    c.file("mimeo/undo-ignore", 0o755, &undo_ignore::program());
+    c.file("mimeo/session.sh", 0o755, SESSION);
     c.file("init", 0o755, INIT);
     // The kernel opens /dev/console for init before devtmpfs is mounted.
     c.character_device("dev/console", 0o600, 5, 1);
     c.file("etc/profile", 0o644, PROFILE.as_bytes());
     // What busybox's acpid runs when the power button is pressed.
     let button: &[u8] = b"#!/bin/sh\nexec kill -USR2 1\n";
-    c.file("etc/acpi/PWRF/00000080", 0o755, button);
+    c.file("mimeo/acpi/PWRF/00000080", 0o755, button);
+    c.file("mimeo/udhcpc.sh", 0o755, UDHCPC);
     c.file("usr/bin/resize", 0o755, RESIZE);
-    c.file("etc/udhcpc.script", 0o755, UDHCPC);
     c.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     c.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\n");
     c.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n");
@@ -82,7 +87,14 @@ mod tests {
 
     #[test]
     fn the_scripts_are_shell() {
-        for path in ["/src/init.sh", "/src/resize.sh", "/src/udhcpc.sh"] {
+        for path in [
+            "/src/init.sh",
+            "/src/session.sh",
+            "/src/resize.sh",
+            "/src/udhcpc.sh",
+            "/src/install.sh",
+            "/src/configure.sh",
+        ] {
             let path = format!("{}{path}", env!("CARGO_MANIFEST_DIR"));
             match Command::new("sh").args(["-n", &path]).output() {
                 Ok(o) => assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr)),
