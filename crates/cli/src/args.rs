@@ -280,7 +280,8 @@ pub enum DiskCommand {
 const RUN_HELP: &str = "\
 Examples:
   mimeo run debian
-      Debian's stock kernel to a shell prompt, downloaded and cached on first use.
+      Debian with apt to a shell prompt, made of packages and cached on first use (minutes); the
+      current folder is at /mnt/host. mimeo run busybox is the small one.
   echo 'uname -a; poweroff -f' | mimeo run debian
       The same with commands from a pipe.
   mimeo run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0 root=/dev/vda1'
@@ -422,8 +423,9 @@ pub struct MachineArgs {
 /// Everything that `mimeo run` takes.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// A named guest: `debian` (the host's release, with the kernel for clouds), `debian-generic` (with
-    /// the kernel for everything), `debian-stable` (the kernel of Debian's current release).
+    /// A named guest: `debian` (Debian's userland and cloud kernel), `debian-generic` (with the kernel
+    /// for everything), `busybox`, `busybox-generic` (those kernels with busybox alone, in memory) or
+    /// `debian-stable` (the kernel of Debian's current release, with busybox).
     #[arg(value_name = "GUEST")]
     pub guest: Option<String>,
     /// Take settings from a TOML file: the long flags' names with their values, and `guest`. Flags

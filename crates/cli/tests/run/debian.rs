@@ -13,8 +13,8 @@ pub fn available(guest: &'static str) -> bool {
     static GENERIC: OnceLock<bool> = OnceLock::new();
     static STABLE: OnceLock<bool> = OnceLock::new();
     let cell = match guest {
-        "debian" => &CLOUD,
-        "debian-generic" => &GENERIC,
+        "busybox" => &CLOUD,
+        "busybox-generic" => &GENERIC,
         _ => &STABLE,
     };
     *cell.get_or_init(|| {
@@ -110,23 +110,23 @@ fn life(guest: &'static str, engine: &str, cpus: u32) {
 
 #[test]
 fn interp_one_cpu() {
-    life("debian", "interp", 1);
+    life("busybox", "interp", 1);
 }
 
 #[test]
 fn interp_two_cpus() {
-    life("debian", "interp", 2);
+    life("busybox", "interp", 2);
 }
 
 #[test]
 fn bt_two_cpus() {
-    life("debian", "bt", 2);
+    life("busybox", "bt", 2);
 }
 
 /// The whole boot on the translator and the interpreter in lockstep: minutes.
 #[test]
 fn lockstep() {
-    if std::env::var_os("MIMEO_SOAK").is_none() || !available("debian") {
+    if std::env::var_os("MIMEO_SOAK").is_none() || !available("busybox") {
         return;
     }
     for (stride, cpus) in [
@@ -134,7 +134,7 @@ fn lockstep() {
         ("--verify=chained", "1"),
         ("--verify=8", "2"),
     ] {
-        let mut g = Guest::start(&["run", "debian", "--cpus", cpus, stride]);
+        let mut g = Guest::start(&["run", "busybox", "--cpus", cpus, stride]);
         g.send("echo ve''rified; poweroff -f\n");
         g.end_of_input();
         assert_eq!(g.wait().code(), Some(0), "{stride}: {}", g.errors());
@@ -144,17 +144,17 @@ fn lockstep() {
 
 #[test]
 fn interp_four_cpus() {
-    life("debian", "interp", 4);
+    life("busybox", "interp", 4);
 }
 
 #[test]
 fn interp_generic_kernel() {
-    life("debian-generic", "interp", 1);
+    life("busybox-generic", "interp", 1);
 }
 
 #[test]
 fn bt_generic_kernel() {
-    life("debian-generic", "bt", 2);
+    life("busybox-generic", "bt", 2);
 }
 
 #[test]
@@ -164,20 +164,20 @@ fn bt_current_release() {
 
 #[test]
 fn bt_one_cpu() {
-    life("debian", "bt", 1);
+    life("busybox", "bt", 1);
 }
 
 #[test]
 fn bt_four_cpus() {
-    life("debian", "bt", 4);
+    life("busybox", "bt", 4);
 }
 
 #[test]
 fn commands_from_a_pipe_and_the_end_of_input() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
-    let mut g = Guest::start(&["run", "debian", "--engine", "interp"]);
+    let mut g = Guest::start(&["run", "busybox", "--engine", "interp"]);
     // Typed before the guest has executed an instruction.
     g.send("echo pi''ped; poweroff -f\n");
     g.end_of_input();
@@ -187,14 +187,14 @@ fn commands_from_a_pipe_and_the_end_of_input() {
 
 #[test]
 fn reboot_starts_again_or_ends() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
-    let mut g = boot(&["debian", "--engine", "interp"]);
+    let mut g = boot(&["busybox", "--engine", "interp"]);
     g.reboot();
     g.send("poweroff -f\n");
     assert_eq!(g.wait().code(), Some(0), "{}", g.errors());
-    let mut g = boot(&["debian", "--engine", "interp", "--no-reboot"]);
+    let mut g = boot(&["busybox", "--engine", "interp", "--no-reboot"]);
     g.send("reboot -f\n");
     assert_eq!(g.wait().code(), Some(6), "{}", g.errors());
 }
@@ -244,10 +244,10 @@ fn guest_resident(pid: u32) -> u64 {
 
 #[test]
 fn an_idle_guest_is_jailed_quiet_and_small() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
-    let mut g = boot(&["debian", "--engine", "interp", "--cpus", "2"]);
+    let mut g = boot(&["busybox", "--engine", "interp", "--cpus", "2"]);
     let pid = g.pid();
     assert_eq!(status_field(pid, "Seccomp:"), 2, "no seccomp filter");
     assert_eq!(status_field(pid, "NoNewPrivs:"), 1);
@@ -287,12 +287,12 @@ fn an_idle_guest_is_jailed_quiet_and_small() {
 
 #[test]
 fn a_recording_replays_to_the_same_state() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let log = std::env::temp_dir().join(format!("mimeo-replay-{}", std::process::id()));
     let path = log.display().to_string();
-    let common = ["run", "debian", "--engine", "interp", "-m", "128M"];
+    let common = ["run", "busybox", "--engine", "interp", "-m", "128M"];
     let mut g = Guest::start(&[&common[..], &["--record", &path]].concat());
     g.send("echo re''corded; poweroff -f\n");
     g.end_of_input();
@@ -310,7 +310,7 @@ fn a_recording_replays_to_the_same_state() {
     assert_eq!(g.wait().code(), Some(0), "{}", g.errors());
     assert_eq!(hash(g.errors()), recorded);
     // With another machine there is nothing to replay.
-    let mut g = Guest::start(&["run", "debian", "-m", "96M", "--replay", &path]);
+    let mut g = Guest::start(&["run", "busybox", "-m", "96M", "--replay", &path]);
     assert_eq!(g.wait().code(), Some(4));
     assert!(g.errors().contains("another machine"), "{}", g.errors());
     fs::remove_file(log).unwrap();

@@ -257,19 +257,19 @@ fn paranoid_and_verified_runs_end_as_plain_ones() {
 /// The translated code of an instruction, with what it was entered for.
 #[test]
 fn a_traced_instruction_is_shown_with_its_host_code() {
-    if !crate::debian::available("debian") {
+    if !crate::debian::available("busybox") {
         return;
     }
     // The entry of Linux's 64-bit code at its preferred address is 64-bit code for certain: the
     // system call entry's address is asked of the guest itself.
-    let mut first = crate::debian::boot(&["debian", "--engine", "bt", "--append", "nokaslr"]);
+    let mut first = crate::debian::boot(&["busybox", "--engine", "bt", "--append", "nokaslr"]);
     let symbols = first.shell("grep -w -E 'do_syscall_64' /proc/kallsyms");
     let address = symbols.split_whitespace().next().unwrap_or("").to_owned();
     first.send("poweroff -f\n");
     first.wait();
     assert!(address.starts_with("ffffffff8"), "{symbols}");
     let mut g = crate::debian::boot(&[
-        "debian", "--engine", "bt", "--append", "nokaslr", "--trace", &address,
+        "busybox", "--engine", "bt", "--append", "nokaslr", "--trace", &address,
     ]);
     g.send("poweroff -f\n");
     assert_eq!(g.wait().code(), Some(0), "{}", g.errors());

@@ -74,7 +74,7 @@ impl User {
 
     /// Whether the guest can be prepared here.
     fn can_run(&self) -> bool {
-        let out = self.run(&["run", "debian", "--serial", "file:/no/such/directory/log"]);
+        let out = self.run(&["run", "busybox", "--serial", "file:/no/such/directory/log"]);
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         let ready = said.contains("/no/such/directory/log");
         assert!(ready || std::env::var_os("CI").is_none(), "{said}");
@@ -133,7 +133,7 @@ fn commands_run_in_a_guest_and_files_go_both_ways() {
         return;
     }
     assert_eq!(
-        user.ok(&["run", "-d", "--name", "web", "debian", "--engine", "bt"]),
+        user.ok(&["run", "-d", "--name", "web", "busybox", "--engine", "bt"]),
         "web\n"
     );
     // The first one waits for the guest to be there.
@@ -262,7 +262,7 @@ fn a_machine_in_the_background_is_listed_read_stopped_and_forgotten() {
     let file = user.dir.join("vm.toml");
     fs::write(
         &file,
-        "guest = \"debian\"\nname = \"db\"\nengine = \"bt\"\nmemory = \"192M\"\n",
+        "guest = \"busybox\"\nname = \"db\"\nengine = \"bt\"\nmemory = \"192M\"\n",
     )
     .unwrap();
     let file = file.display().to_string();
@@ -275,7 +275,7 @@ fn a_machine_in_the_background_is_listed_read_stopped_and_forgotten() {
     assert_eq!(user.ok(&["ps", "-q"]), "db\n");
     let json: serde_json::Value = serde_json::from_str(&user.ok(&["ps", "--json"])).unwrap();
     assert_eq!(json[0]["name"], "db");
-    let (code, error) = user.fails(&["run", "-d", "--name", "db", "debian"]);
+    let (code, error) = user.fails(&["run", "-d", "--name", "db", "busybox"]);
     assert!(code == 2 && error.contains("in use"), "{error}");
     let (code, error) = user.fails(&["exec", "dd", "true"]);
     assert!(
@@ -333,7 +333,7 @@ fn killed_machines_are_cleaned_up_after() {
     if !user.can_run() {
         return;
     }
-    let start = ["run", "-d", "--name", "web", "debian", "--engine", "bt"];
+    let start = ["run", "-d", "--name", "web", "busybox", "--engine", "bt"];
     user.ok(&start);
     let pid = user.inspect("web")["pid"].to_string();
     assert!(
@@ -354,18 +354,18 @@ fn killed_machines_are_cleaned_up_after() {
     user.ok(&["rm", "-f", "web"]);
     // One that is to be forgotten goes by itself, and after a violent end with the next command.
     user.ok(&[
-        "run", "-d", "--rm", "--name", "brief", "debian", "--engine", "bt",
+        "run", "-d", "--rm", "--name", "brief", "busybox", "--engine", "bt",
     ]);
     assert_eq!(user.ok(&["stop", "-t", "200", "brief"]), "brief\n");
     assert_eq!(user.vms(), [""; 0]);
     user.ok(&[
-        "run", "-d", "--rm", "--name", "brief", "debian", "--engine", "bt",
+        "run", "-d", "--rm", "--name", "brief", "busybox", "--engine", "bt",
     ]);
     user.ok(&["kill", "brief"]);
     assert_eq!(user.ok(&["ps", "-aq"]), "");
     assert_eq!(user.vms(), [""; 0]);
     // In the foreground nothing is left either.
-    let mut front = user.spawn(&["run", "debian", "--engine", "bt"]);
+    let mut front = user.spawn(&["run", "busybox", "--engine", "bt"]);
     front
         .stdin
         .take()
@@ -381,7 +381,7 @@ fn what_cannot_be_started_says_so_in_the_foreground() {
     let user = User::new("errors");
     let (code, error) = user.fails(&["run", "-d", "--kernel", "/no/such/kernel"]);
     assert!(code == 2 && error.contains("/no/such/kernel"), "{error}");
-    let (code, error) = user.fails(&["run", "-d", "--name", "a/b", "debian"]);
+    let (code, error) = user.fails(&["run", "-d", "--name", "a/b", "busybox"]);
     assert!(
         code == 2 && error.contains("`a/b` is not a name"),
         "{error}"
@@ -415,9 +415,57 @@ fn the_agent_completions_and_manual_pages_are_written() {
             "{shell}"
         );
     }
-    let spec = user.ok(&["spec", "debian", "-m", "1G", "--no-reboot"]);
+    let spec = user.ok(&["spec", "busybox", "-m", "1G", "--no-reboot"]);
     assert!(
         spec.contains("memory = \"1G\"\n") && spec.contains("no-reboot = true\n"),
         "{spec}"
     );
+}
+
+/// The root file system is made of packages when it is not in the cache: minutes.
+#[test]
+fn debian_is_a_userland_with_packages() {
+    let user = User::new("debian");
+    if !user.can_run() {
+        return;
+    }
+    let here = user.dir.join("here");
+    fs::create_dir(&here).unwrap();
+    fs::write(here.join("note"), "from the host\n").unwrap();
+    let start = ["run", "-d", "--name", "deb", "debian", "--engine", "bt"];
+    let out = user.command(&start).current_dir(&here).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{said}");
+    if said.contains("without Debian's root file system") {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must be able to make it: {said}"
+        );
+        println!("skipped: the root file system cannot be made here: {said}");
+        return;
+    }
+    let inside = |command: &str| user.ok(&["exec", "deb", "bash", "-c", command]);
+    assert!(inside("cat /etc/os-release").contains("ID="));
+    assert_eq!(
+        inside("dpkg-query -W -f '${Status}' apt"),
+        "install ok installed"
+    );
+    // Nothing is left half installed, and dpkg finds nothing wrong.
+    assert_eq!(
+        inside("dpkg --audit; dpkg -l | grep -c '^i[^i]' || true"),
+        "0\n"
+    );
+    assert!(inside("apt-cache policy apt").contains("Installed: "));
+    assert_eq!(
+        inside("cat /mnt/host/note; echo back > /mnt/host/answer; hostname"),
+        "from the host\ndeb\n"
+    );
+    assert_eq!(fs::read_to_string(here.join("answer")).unwrap(), "back\n");
+    assert!(inside("mount").contains("/dev/vda on / type ext4"));
+    inside("echo gone > /root/mark; sync");
+    user.ok(&["stop", "-t", "200", "deb"]);
+    assert_eq!(user.inspect("deb")["exit"]["status"], 0);
+    user.ok(&["start", "deb"]);
+    // What a run changed went with it.
+    assert_eq!(inside("ls -A /root | grep -c mark || true"), "0\n");
 }

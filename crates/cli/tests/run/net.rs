@@ -98,7 +98,7 @@ fn get(address: &str) -> String {
 
 /// Everything that the user network does for a guest.
 fn user_network(engine: &str) {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let web = web_server("127.0.0.1:0").unwrap();
@@ -107,7 +107,7 @@ fn user_network(engine: &str) {
     let published = free_port("127.0.0.1").unwrap();
     let published6 = free_port("::1");
     let capture = std::env::temp_dir().join(format!("mimeo-{engine}-{}.pcap", std::process::id()));
-    let mut args = vec!["debian".to_owned(), "--engine".into(), engine.into()];
+    let mut args = vec!["busybox".to_owned(), "--engine".into(), engine.into()];
     args.extend([
         "--allow-host".into(),
         format!("--net=user,dns=127.0.0.1:{}", name_server()),
@@ -164,11 +164,11 @@ fn user_network_on_interp() {
 
 #[test]
 fn what_is_denied_is_not_reached() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let web = web_server("127.0.0.1:0").unwrap();
-    let mut g = boot(&["debian", "--deny-net", "192.0.2.0/24"]);
+    let mut g = boot(&["busybox", "--deny-net", "192.0.2.0/24"]);
     let refused = |g: &mut Guest, host: &str| {
         let said = g.shell(&format!(
             "wget -q -O /dev/null http://{host}/ 2>&1 || echo no''ne"
@@ -210,7 +210,7 @@ fn member(runtime: &Runtime, n: u32, options: &str) -> Guest {
     command
         .args([
             "run",
-            "debian",
+            "busybox",
             "-m",
             "128M",
             "--net",
@@ -233,7 +233,7 @@ fn reaches(g: &mut Guest, n: u32) -> bool {
 
 #[test]
 fn machines_on_a_switch_reach_each_other() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let runtime = Runtime::new("switch");
@@ -262,7 +262,7 @@ fn machines_on_a_switch_reach_each_other() {
 /// A tap interface in a network namespace of our own, through which the host answers; then it goes away.
 #[test]
 fn a_tap_interface_carries_frames_until_it_is_gone() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let make = "ip link set lo up && ip tuntap add tap0 mode tap && ip addr add 10.8.0.1/24 dev tap0 && ip link set tap0 up";
@@ -302,7 +302,7 @@ fn a_tap_interface_carries_frames_until_it_is_gone() {
 /// passt's end of the wire, played by this test: the frames' lengths, an end in the middle.
 #[test]
 fn a_socket_at_the_other_end_may_close() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let runtime = Runtime::new("passt");
@@ -324,7 +324,7 @@ fn a_socket_at_the_other_end_may_close() {
             }
         }
     });
-    let mut g = boot(&["debian", "--net", &format!("passt={}", path.display())]);
+    let mut g = boot(&["busybox", "--net", &format!("passt={}", path.display())]);
     server.join().unwrap();
     let down = "for i in $(seq 600); do [ \"$(cat /sys/class/net/eth0/carrier)\" = 0 ] && break; sleep 0.1; done; cat /sys/class/net/eth0/carrier";
     assert_eq!(g.shell(down).trim(), "0");

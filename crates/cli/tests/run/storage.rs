@@ -123,14 +123,14 @@ fn hash_on_host(dir: &Path) -> String {
 
 /// A disk is read, written and flushed; its file system is whole afterwards.
 fn disk(engine: &str, transport: &str, qcow2: bool) {
-    if !ready("debian") {
+    if !ready("busybox") {
         return;
     }
     let place = Place::new(&format!("disk-{engine}-{transport}"));
     let tree = place.tree();
     let image = place.disk(&tree, qcow2);
     let args = [
-        "debian",
+        "busybox",
         "--engine",
         engine,
         "--transport",
@@ -184,14 +184,14 @@ fn interp_qcow2_disk_on_pci() {
 /// The monitor is killed while the guest writes: what was synced is there, and the journal makes the
 /// file system whole.
 fn killed(transport: &str, qcow2: bool) {
-    if !ready("debian") {
+    if !ready("busybox") {
         return;
     }
     let place = Place::new(&format!("kill-{transport}"));
     let tree = place.tree();
     let image = place.disk(&tree, qcow2);
     let mut g = boot(&[
-        "debian",
+        "busybox",
         "--engine",
         "bt",
         "--transport",
@@ -227,7 +227,7 @@ fn a_killed_monitor_leaves_a_qcow2_disk_whole() {
 
 #[test]
 fn read_only_and_throw_away_disks() {
-    if !ready("debian") {
+    if !ready("busybox") {
         return;
     }
     let place = Place::new("ro");
@@ -238,7 +238,7 @@ fn read_only_and_throw_away_disks() {
     mimeo(&["disk", "create", &clone, "--backing", "disk.img"]);
     let (ro, snapshot) = (format!("{image},ro"), format!("{clone},snapshot"));
     let mut g = boot(&[
-        "debian", "--engine", "bt", "--disk", &ro, "--disk", &snapshot,
+        "busybox", "--engine", "bt", "--disk", &ro, "--disk", &snapshot,
     ]);
     assert_eq!(
         g.shell("cat /sys/block/vda/ro /sys/block/vdb/ro")
@@ -259,8 +259,8 @@ fn read_only_and_throw_away_disks() {
         "the guest wrote to the image"
     );
     // Two writers are one too many.
-    let mut first = boot(&["debian", "--engine", "bt", "--disk", &image]);
-    let mut second = Guest::start(&["run", "debian", "--disk", &image]);
+    let mut first = boot(&["busybox", "--engine", "bt", "--disk", &image]);
+    let mut second = Guest::start(&["run", "busybox", "--disk", &image]);
     assert_eq!(second.wait().code(), Some(2));
     assert!(second.errors().contains("in use"), "{}", second.errors());
     first.send("poweroff -f\n");
@@ -270,7 +270,7 @@ fn read_only_and_throw_away_disks() {
 /// In a user namespace of our own, where a small file system can be mounted.
 #[test]
 fn a_full_host_disk_is_an_io_error_and_a_message() {
-    if !ready("debian") {
+    if !ready("busybox") {
         return;
     }
     let can = Command::new("unshare")
@@ -353,30 +353,30 @@ fn share(guest: &'static str, engine: &str, transport: &str, mount: &str, protoc
 
 #[test]
 fn bt_virtio_fs_on_pci() {
-    share("debian", "bt", "pci", "-t virtiofs", "fs");
+    share("busybox", "bt", "pci", "-t virtiofs", "fs");
 }
 
 #[test]
 fn interp_virtio_fs_over_mmio() {
-    share("debian", "interp", "mmio", "-t virtiofs", "fs");
+    share("busybox", "interp", "mmio", "-t virtiofs", "fs");
 }
 
 #[test]
 fn bt_9p_on_pci() {
     let mount = "-t 9p -o trans=virtio,version=9p2000.L,msize=131072";
-    share("debian-generic", "bt", "pci", mount, "9p");
+    share("busybox-generic", "bt", "pci", mount, "9p");
 }
 
 #[test]
 fn entropy_console_and_balloon() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let place = Place::new("small");
     let log = place.path("console");
     let console = format!("file:{log}");
     let mut g = boot(&[
-        "debian",
+        "busybox",
         "--engine",
         "bt",
         "-m",
@@ -414,12 +414,12 @@ fn entropy_console_and_balloon() {
 
 #[test]
 fn a_balloon_takes_what_it_is_told_to() {
-    if !available("debian") {
+    if !available("busybox") {
         return;
     }
     let total = |size: &str| {
         let mut g = boot(&[
-            "debian",
+            "busybox",
             "--engine",
             "bt",
             "-m",
