@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "iputils-ping",
     "less",
+    "mount",
     "nano",
     "netbase",
     "procps",
