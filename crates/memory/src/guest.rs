@@ -50,7 +50,7 @@ pub(crate) struct Region {
     pub(crate) gpa: u64,
     pub(crate) len: u64,
     pub(crate) kind: RegionKind,
-    mapping: GuardedMapping,
+    pub(crate) mapping: GuardedMapping,
     pub(crate) first_page: usize,
 }
 
@@ -192,7 +192,7 @@ impl GuestMemory {
             .sum()
     }
 
-    fn region(&self, gpa: u64) -> Option<&Region> {
+    pub(crate) fn region(&self, gpa: u64) -> Option<&Region> {
         let i = self.regions.partition_point(|r| r.gpa <= gpa);
         let r = &self.regions[i.checked_sub(1)?];
         (gpa - r.gpa < r.len).then_some(r)

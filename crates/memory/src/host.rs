@@ -108,6 +108,75 @@ impl GuardedMapping {
     pub(crate) fn ptr(&self) -> NonNull<u8> {
         self.ptr
     }
+
+    /// Where `len` bytes at `offset` are, if all of them are in the mapping.
+    fn inside(&self, offset: usize, len: usize) -> io::Result<*mut u8> {
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= self.reserve_len - 2 * GUARD);
+        end.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.ptr.as_ptr().wrapping_add(offset))
+    }
+
+    /// Reads `len` bytes of `file` from `at` on to `offset` of the mapping.
+    pub(crate) fn read_file(
+        &self,
+        file: &File,
+        at: u64,
+        offset: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        let to = self.inside(offset, len)?;
+        whole(len, at, io::ErrorKind::UnexpectedEof, |done, left, at| {
+            // SAFETY: `inside` has checked that `to..to + len` is in the mapping, and `done + left`
+            // is `len`; the kernel writes there as a running guest may at any time.
+            unsafe { libc::pread(file.as_raw_fd(), to.add(done).cast(), left, at) }
+        })
+    }
+
+    /// Writes `len` bytes from `offset` of the mapping to `file` from `at` on.
+    pub(crate) fn write_file(
+        &self,
+        file: &File,
+        at: u64,
+        offset: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        let from = self.inside(offset, len)?;
+        whole(len, at, io::ErrorKind::WriteZero, |done, left, at| {
+            // SAFETY: as for reading; the kernel only reads.
+            unsafe { libc::pwrite(file.as_raw_fd(), from.add(done).cast(), left, at) }
+        })
+    }
+}
+
+/// Repeats `step` (bytes done, bytes left, file offset) until `len` bytes are done; `none` is the
+/// error when nothing more comes.
+fn whole(
+    len: usize,
+    at: u64,
+    none: io::ErrorKind,
+    step: impl Fn(usize, usize, libc::off_t) -> isize,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let at = at
+            .checked_add(done as u64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let at = libc::off_t::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match step(done, len - done, at) {
+            0 => return Err(none.into()),
+            // A number of bytes.
+            n if n > 0 => done += n as usize,
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Drop for GuardedMapping {

@@ -13,6 +13,7 @@ mod discard;
 mod guest;
 mod host;
 mod tracker;
+mod transfer;
 
 pub use bus_lock::{Alone, BusLock, Inside, Seat};
 pub use guest::{GuestMemory, MemoryError, PageInfo, RegionKind, RegionSpec};

@@ -7,7 +7,6 @@
 
 use super::open::{BackingGate, OpenImage};
 use super::pool::Work;
-use super::raw::{each_piece, guest};
 use super::{DiskError, DiskFormat};
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2;
@@ -17,6 +16,34 @@ use mimeo_bus::{BlockOperation, BlockRequest};
 use std::io;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// Bytes that are moved at a time.
+const CHUNK: usize = 256 * 1024;
+
+/// Moves `data`'s bytes, `CHUNK` at a time: `each` gets the position on the disk, the address in the
+/// guest and the buffer.
+fn each_piece(
+    mut at: u64,
+    data: &[(u64, u32)],
+    mut each: impl FnMut(u64, u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let most = data.iter().map(|&(_, len)| len as usize).max().unwrap_or(0);
+    let mut buffer = vec![0; most.min(CHUNK)];
+    for &(mut gpa, len) in data {
+        let mut left = len as usize;
+        while left > 0 {
+            let n = left.min(CHUNK);
+            each(at, gpa, &mut buffer[..n])?;
+            (at, gpa, left) = (at + n as u64, gpa + n as u64, left - n);
+        }
+    }
+    Ok(())
+}
+
+/// Guest memory that is not there: devices have checked it, so this does not happen.
+fn guest(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(e)
+}
 
 /// An image through `imago`.
 pub(super) struct Layered {

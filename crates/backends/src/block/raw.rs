@@ -21,31 +21,6 @@ pub(super) struct Raw {
     len: u64,
 }
 
-/// Moves `data`'s bytes, `CHUNK` at a time: `each` gets the position on the disk, the address in the
-/// guest and the buffer.
-pub(super) fn each_piece(
-    mut at: u64,
-    data: &[(u64, u32)],
-    mut each: impl FnMut(u64, u64, &mut [u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let most = data.iter().map(|&(_, len)| len as usize).max().unwrap_or(0);
-    let mut buffer = vec![0; most.min(CHUNK)];
-    for &(mut gpa, len) in data {
-        let mut left = len as usize;
-        while left > 0 {
-            let n = left.min(CHUNK);
-            each(at, gpa, &mut buffer[..n])?;
-            (at, gpa, left) = (at + n as u64, gpa + n as u64, left - n);
-        }
-    }
-    Ok(())
-}
-
-/// Guest memory that is not there: devices have checked it, so this does not happen.
-pub(super) fn guest(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-    io::Error::other(e)
-}
-
 impl Raw {
     pub(super) fn new(image: OpenImage) -> Result<Self, DiskError> {
         let len = image.len;
@@ -64,18 +39,20 @@ impl Raw {
         self.len
     }
 
-    fn read(&self, at: u64, memory: &GuestMemory, data: &[(u64, u32)]) -> io::Result<()> {
-        each_piece(at, data, |at, gpa, buffer| {
-            self.file.read_exact_at(buffer, at)?;
-            memory.write(gpa, buffer).map_err(guest)
-        })
+    fn read(&self, mut at: u64, memory: &GuestMemory, data: &[(u64, u32)]) -> io::Result<()> {
+        for &(gpa, len) in data {
+            memory.read_file(&self.file, at, gpa, len as usize)?;
+            at += u64::from(len);
+        }
+        Ok(())
     }
 
-    fn write(&self, at: u64, memory: &GuestMemory, data: &[(u64, u32)]) -> io::Result<()> {
-        each_piece(at, data, |at, gpa, buffer| {
-            memory.read(gpa, buffer).map_err(guest)?;
-            self.file.write_all_at(buffer, at)
-        })
+    fn write(&self, mut at: u64, memory: &GuestMemory, data: &[(u64, u32)]) -> io::Result<()> {
+        for &(gpa, len) in data {
+            memory.write_file(&self.file, at, gpa, len as usize)?;
+            at += u64::from(len);
+        }
+        Ok(())
     }
 
     /// Makes a range read as zero.
