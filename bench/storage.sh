@@ -17,7 +17,7 @@ trap 'rm -rf "$out"' EXIT
 logs=${LOGS:-$out}
 
 # The quickstart guest's files: prepared once, in the cache.
-echo 'poweroff -f' | "$MIMEO" run debian-generic >/dev/null 2>&1
+echo 'poweroff -f' | "$MIMEO" run busybox-generic >/dev/null 2>&1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mimeo
 dir=$(dirname "$(ls -t "$cache"/debian-generic-*/*/devices.cpio | head -1)")
 

@@ -112,6 +112,10 @@ pub fn furnish(name: &str, machine: &mut MachineArgs) -> Result<Vec<String>, Fai
 
 /// Has packages installed in a machine of our own: this program again, with the small guest.
 fn install(what: &Installation<'_>, line: &mut dyn FnMut(&str)) -> Result<(), String> {
+    eprintln!(
+        "mimeo: a machine installs {} packages for Debian's root file system; once, for some minutes",
+        what.packages
+    );
     // A comma in a name is written twice.
     let path = |p: &Path| p.display().to_string().replace(',', ",,");
     let text = |e: std::io::Error| e.to_string();
