@@ -67,6 +67,17 @@ impl Segment {
     /// Bit of [`Segment::attr`] that marks a segment loaded with a null selector.
     pub const UNUSABLE: u32 = 1 << 16;
 
+    /// SS holding a null selector in 64-bit mode at CPL `cpl`.
+    #[must_use]
+    pub const fn null_stack(selector: u16, cpl: u8) -> Self {
+        Self {
+            selector,
+            base: 0,
+            limit: u32::MAX,
+            attr: Self::UNUSABLE | (cpl as u32) << 5,
+        }
+    }
+
     /// A real-mode segment: base = selector * 16, 64 KB, writable data or code.
     #[must_use]
     pub const fn real_mode(selector: u16) -> Self {

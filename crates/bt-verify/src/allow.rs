@@ -105,6 +105,30 @@ const DENIED: &[M] = &[
     M::Wait,
 ];
 
+/// REP MOVS and REP STOS with 64-bit addresses and no segment override: the element's size as a shift, and
+/// whether it is MOVS.
+pub(crate) fn string_move(i: &Instruction) -> Option<(u8, bool)> {
+    let shape = match i.code() {
+        Code::Movsb_m8_m8 => (0, true),
+        Code::Movsw_m16_m16 => (1, true),
+        Code::Movsd_m32_m32 => (2, true),
+        Code::Movsq_m64_m64 => (3, true),
+        Code::Stosb_m8_AL => (0, false),
+        Code::Stosw_m16_AX => (1, false),
+        Code::Stosd_m32_EAX => (2, false),
+        Code::Stosq_m64_RAX => (3, false),
+        _ => return None,
+    };
+    let wide = i.op_kinds().all(|k| {
+        matches!(
+            k,
+            OpKind::MemoryESRDI | OpKind::MemorySegRSI | OpKind::Register
+        )
+    });
+    let plain = i.has_rep_prefix() && !i.has_repne_prefix();
+    (wide && plain && i.segment_prefix() == Register::None).then_some(shape)
+}
+
 /// Why `i` may not appear, if it may not. Memory operands and branch targets are checked elsewhere.
 pub(crate) fn denied(i: &Instruction, info: &InstructionInfo) -> Option<String> {
     if i.is_invalid() {
@@ -129,6 +153,9 @@ pub(crate) fn denied(i: &Instruction, info: &InstructionInfo) -> Option<String> 
         .iter()
         .filter(|m| m.access() != OpAccess::NoMemAccess)
         .count();
+    if string_move(i).is_some() {
+        return None;
+    }
     if accessed > explicit || i.is_string_instruction() || i.is_vsib() {
         return Some("touches memory that is not a plain operand".into());
     }

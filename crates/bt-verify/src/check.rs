@@ -1,7 +1,8 @@
 //! The abstract interpretation.
 
-use crate::allow::{denied, faults_misaligned};
+use crate::allow::{denied, faults_misaligned, string_move};
 use crate::state::{Flags, Id, Slot, State, Val};
+use crate::strings;
 use crate::{Block, Contract, Rejected};
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M,
@@ -274,6 +275,9 @@ impl Checker<'_> {
     ) -> Check<State> {
         s.site_stored = false;
         s.forget(at);
+        if let Some((shift, moves)) = string_move(i) {
+            strings::check(&s, shift, moves)?;
+        }
         let loaded = self.memory(i, info, &mut s)?;
         let known = loaded.or_else(|| self.value(i, &s));
         let flags = self.flags_after(i, &s);
@@ -285,6 +289,9 @@ impl Checker<'_> {
             let Some(n) = number(r.register()).filter(|_| writes) else {
                 continue;
             };
+            if matches!(s.flags, Flags::Less(a, b) if [a, b].contains(&(n as u8))) {
+                s.flags = Flags::Unknown;
+            }
             let whole = i.op0_kind() == OpKind::Register && number(i.op0_register()) == Some(n);
             s.regs[n] = match known {
                 Some(v) if whole => v,
@@ -324,14 +331,16 @@ impl Checker<'_> {
         {
             return err("RIP-relative or 32-bit address");
         }
-        if matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
-            && i.op1_kind() == OpKind::Register
-        {
-            return err("bit offset in a register reaches beyond the operand");
-        }
         let size = u32::try_from(i.memory_size().size()).unwrap_or(u32::MAX);
         if size == 0 || size > 64 {
             return err("memory operand of unknown or large size");
+        }
+        if matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+            && i.op1_kind() == OpKind::Register
+            && !number(i.op1_register())
+                .is_some_and(|n| matches!(s.regs[n], Val::Below(m) if m <= size * 8))
+        {
+            return err("bit offset in a register reaches beyond the operand");
         }
         let writes = !matches!(access, OpAccess::Read | OpAccess::CondRead);
         let base = number(i.memory_base());
@@ -384,6 +393,14 @@ impl Checker<'_> {
                 }
                 s.site_stored = true;
                 return Ok(None);
+            }
+            if disp == c.view {
+                let whole = i.code() == Code::Mov_rm64_r64;
+                return if whole && number(i.op1_register()) == Some(R15) {
+                    Ok(None)
+                } else {
+                    err("switches to an unknown view")
+                };
             }
             return if inside(&c.writable) {
                 Ok(None)
@@ -441,12 +458,17 @@ impl Checker<'_> {
         base: Option<usize>,
         index: Option<usize>,
     ) -> Check<()> {
-        if i.memory_displacement64() != 0 {
-            return err("displacement on a guest address");
-        }
+        let disp = i.memory_displacement64();
         let value = |n: Option<usize>| n.map(|n| s.regs[n]);
         let (of, write) = match (value(base), value(index)) {
-            (Some(Val::Host { of, write }), None) => (of, write),
+            // Further into what is known to lie in the page.
+            (Some(Val::Host { of, write }), None)
+                if disp == 0 || disp < 4096 && s.fits(of, disp as u32 + size) =>
+            {
+                (of, write)
+            }
+            (Some(Val::Host { .. }), None) if disp < 4096 => return err("may straddle a page"),
+            _ if disp != 0 => return err("displacement on a guest address"),
             (Some(a), Some(b)) if i.memory_index_scale() == 1 => self
                 .sum(s, a, b)
                 .ok_or("not the address that was looked up")?,
@@ -545,7 +567,7 @@ impl Checker<'_> {
                 }
             }
             Code::Lea_r64_m => self.address(i, s),
-            _ => None,
+            _ => strings::value(i, s),
         }
     }
 
@@ -639,6 +661,12 @@ impl Checker<'_> {
                     Some(Val::InPage(of)) if n < 4096 => Flags::Crosses(of, n as u32 + 1),
                     _ => Flags::Unknown,
                 }
+            }
+            Code::Cmp_r64_rm64 | Code::Cmp_rm64_r64
+                if i.op0_kind() == OpKind::Register && i.op1_kind() == OpKind::Register =>
+            {
+                let pair = number(i.op0_register()).zip(number(i.op1_register()));
+                pair.map_or(Flags::Unknown, |(a, b)| Flags::Less(a as u8, b as u8))
             }
             _ => Flags::Unknown,
         }

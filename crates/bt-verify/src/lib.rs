@@ -13,6 +13,8 @@
 //!   stored), or through a branch-cache entry whose tag was compared with the target;
 //! - RSP and R15 keep their meaning, the FS and GS bases and every system register are untouched,
 //!   and no instruction touches memory implicitly, traps by design or is privileged;
+//! - REP MOVS and REP STOS run on looked-up addresses, and for no more elements than lie between each
+//!   of them and the end of its page;
 //! - each instruction belongs to an instruction-set extension that is on the list here: default-deny.
 //!
 //! Not covered: whether the code does what the guest meant. That is lockstep's business.
@@ -20,6 +22,7 @@
 mod allow;
 mod check;
 mod state;
+mod strings;
 
 pub use check::verify;
 
@@ -32,6 +35,8 @@ pub struct Contract {
     pub writable: Vec<std::ops::Range<i32>>,
     /// The field that takes the site's number before the exit (32 bits).
     pub site: i32,
+    /// The field that holds the table register's value. Only R15 may be stored there.
+    pub view: i32,
     /// Fields that hold a table register value for some view; R15 may be loaded from them.
     pub views: Vec<i32>,
     /// What R15 is above the read table's first entry; its low six bits are 28.

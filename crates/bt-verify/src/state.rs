@@ -39,21 +39,32 @@ pub(crate) enum Val {
     InPage(Id),
     /// The low 16 bits of the value rotated right by `ror`, times 1 or 2.
     Low16 { of: Id, ror: u8, twice: bool },
+    /// The value with bits 12 to 63 set: minus the bytes from it to the end of its page.
+    Above(Id),
+    /// A number of elements of `1 << shift` bytes: no more than lie between the value (each of the two)
+    /// and the end of its page.
+    Elements { of: Id, also: Option<Id>, shift: u8 },
+    /// A number below this.
+    Below(u32),
 }
 
 impl Val {
     /// The names that it speaks of.
     fn ids(self) -> impl Iterator<Item = Id> {
-        match self {
+        let (a, b) = match self {
             Self::Plain(id)
             | Self::Rotated(id, _)
+            | Self::Above(id)
             | Self::Index(id)
             | Self::Low32(id)
             | Self::InPage(id)
             | Self::Addend { of: id, .. }
             | Self::Host { of: id, .. }
-            | Self::Low16 { of: id, .. } => std::iter::once(id),
-        }
+            | Self::Low16 { of: id, .. } => (Some(id), None),
+            Self::Elements { of, also, .. } => (Some(of), also),
+            Self::Below(_) => (None, None),
+        };
+        a.into_iter().chain(b)
     }
 }
 
@@ -69,12 +80,14 @@ pub(crate) enum Flags {
     LowBits(Id, u32),
     /// ZF: the branch-cache entry is that of the value that it was compared with.
     Tag(Slot),
+    /// CF: the first register's value is below the second's.
+    Less(u8, u8),
 }
 
 impl Flags {
     fn id(self) -> Option<Id> {
         match self {
-            Self::Unknown | Self::Tag(Slot::Fixed(_)) => None,
+            Self::Unknown | Self::Less(..) | Self::Tag(Slot::Fixed(_)) => None,
             Self::Tag(Slot::Of(id, _)) => Some(id),
             Self::Zero(id, _) | Self::Crosses(id, _) | Self::LowBits(id, _) => Some(id),
         }

@@ -6,6 +6,7 @@ use mimeo_bt_verify::{Block, Contract, verify};
 const SITE: i32 = -64;
 const CACHE: i32 = -28 - (16 << 16);
 const VIEW: i32 = -16;
+const ACTIVE: i32 = -96;
 const HOST_RSP: i32 = -80;
 const EXIT: u32 = 0x10;
 const HOT: u32 = 0x1000;
@@ -16,6 +17,7 @@ fn contract() -> Contract {
         readable: vec![-56..0, 0..128],
         writable: vec![0..64, 64..128],
         site: SITE,
+        view: ACTIVE,
         views: vec![VIEW],
         bias: 28,
         cache_entries: 1 << 16,
@@ -301,6 +303,10 @@ fn the_context_and_the_exit_are_guarded() {
         "protected",
     );
     rejected(
+        check(|a, _| a.mov(qword_ptr(rsp + HOST_RSP), rax).unwrap()),
+        "protected",
+    );
+    rejected(
         check(|a, _| a.mov(qword_ptr(rsp + 60), rax).unwrap()),
         "protected",
     );
@@ -461,4 +467,171 @@ fn system_instructions_and_reserved_registers_are_refused() {
 
 fn m512(r: AsmRegister64) -> AsmMemoryOperand {
     zmmword_ptr(r)
+}
+
+#[test]
+fn views_are_switched_among_the_known_ones() {
+    check(|a, _| {
+        a.mov(r15, qword_ptr(rsp + VIEW)).unwrap();
+        a.mov(qword_ptr(rsp + ACTIVE), r15).unwrap();
+    })
+    .unwrap();
+    rejected(
+        check(|a, _| a.mov(qword_ptr(rsp + ACTIVE), rax).unwrap()),
+        "unknown view",
+    );
+    rejected(
+        check(|a, _| a.mov(dword_ptr(rsp + ACTIVE), 1).unwrap()),
+        "unknown view",
+    );
+}
+
+/// R11 = elements of `1 << shift` bytes from `[x]` to the end of its page; clobbers it alone.
+fn left(a: &mut CodeAssembler, to: AsmRegister64, x: AsmRegister64, shift: u32) {
+    a.mov(to, x).unwrap();
+    a.or(to, -4096).unwrap();
+    a.neg(to).unwrap();
+    if shift > 0 {
+        a.shr(to, shift).unwrap();
+    }
+}
+
+/// REP STOSQ of at most RCX elements at the guest address in RDI.
+fn stos(shift: u32, write: bool, count: impl Fn(&mut CodeAssembler)) -> Result<(), String> {
+    check(|a, miss| {
+        left(a, r10, rdi, shift);
+        a.cmp(rcx, r10).unwrap();
+        count(a);
+        a.rorx(r11, rdi, 48).unwrap();
+        a.shrx(r11, r11, r15).unwrap();
+        if write {
+            a.mov(r11, qword_ptr(r15 + r11 * 8 - 28).gs()).unwrap();
+        } else {
+            a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+        }
+        a.test(r11, r11).unwrap();
+        a.je(miss).unwrap();
+        a.lea(rdi, qword_ptr(rdi + r11)).unwrap();
+        a.mov(rcx, r10).unwrap();
+        a.rep().stosq().unwrap();
+    })
+}
+
+#[test]
+fn repeated_stores_stay_in_their_page() {
+    let lesser = |a: &mut CodeAssembler| a.cmovb(r10, rcx).unwrap();
+    stos(3, true, lesser).unwrap();
+    rejected(stos(2, true, lesser), "another size");
+    rejected(stos(3, false, lesser), "not looked up");
+    // The greater of both, the lesser after another comparison, and the count itself.
+    rejected(
+        stos(3, true, |a| a.cmovae(r10, rcx).unwrap()),
+        "without a bound",
+    );
+    rejected(
+        stos(3, true, |a| {
+            a.cmp(rax, rdx).unwrap();
+            a.cmovb(r10, rcx).unwrap();
+        }),
+        "without a bound",
+    );
+    rejected(
+        stos(3, true, |a| {
+            a.mov(rcx, rax).unwrap();
+            a.cmovb(r10, rcx).unwrap();
+        }),
+        "without a bound",
+    );
+    rejected(
+        stos(3, true, |a| a.mov(r10, rcx).unwrap()),
+        "without a bound",
+    );
+    rejected(
+        stos(3, true, |a| a.add(rdi, 8).unwrap()),
+        "not looked up and counted",
+    );
+    // Without REP, or on an address that was never looked up.
+    rejected(check(|a, _| a.stosq().unwrap()), "not a plain operand");
+    rejected(check(|a, _| a.rep().stosq().unwrap()), "without a bound");
+    rejected(
+        check(|a, _| a.rep().scasb().unwrap()),
+        "not a plain operand",
+    );
+}
+
+#[test]
+fn repeated_moves_are_bounded_by_both_pages() {
+    let moves = |both: bool, checked: bool| {
+        check(|a, miss| {
+            left(a, r10, rdi, 0);
+            if both {
+                left(a, r11, rsi, 0);
+                a.cmp(r11, r10).unwrap();
+                a.cmovb(r10, r11).unwrap();
+            }
+            a.cmp(rcx, r10).unwrap();
+            a.cmovb(r10, rcx).unwrap();
+            for (r, write) in [(rdi, true), (rsi, false)] {
+                a.rorx(r11, r, 48).unwrap();
+                a.shrx(r11, r11, r15).unwrap();
+                if write {
+                    a.mov(r11, qword_ptr(r15 + r11 * 8 - 28).gs()).unwrap();
+                } else {
+                    a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+                }
+                a.test(r11, r11).unwrap();
+                if checked {
+                    a.je(miss).unwrap();
+                }
+                a.lea(r, qword_ptr(r + r11)).unwrap();
+            }
+            a.mov(rcx, r10).unwrap();
+            a.rep().movsb().unwrap();
+        })
+    };
+    moves(true, true).unwrap();
+    rejected(moves(false, true), "not looked up and counted");
+    rejected(moves(true, false), "not looked up and counted");
+}
+
+#[test]
+fn bit_numbers_are_bounded() {
+    let bits = |mask: i32, wide: bool| {
+        check(|a, miss| {
+            lookup(a, miss, true);
+            aligned(a, miss, 7);
+            a.lea(r10, qword_ptr(rbx + r11)).unwrap();
+            a.mov(r11, rax).unwrap();
+            a.and(r11d, mask).unwrap();
+            if wide {
+                a.lock().bts(qword_ptr(r10), r11).unwrap();
+            } else {
+                a.bts(dword_ptr(r10), r11d).unwrap();
+            }
+        })
+    };
+    bits(63, true).unwrap();
+    bits(31, false).unwrap();
+    rejected(bits(63, false), "bit offset");
+    rejected(bits(127, true), "bit offset");
+    rejected(bits(-1, true), "bit offset");
+}
+
+#[test]
+fn displacements_stay_in_what_fits() {
+    let frame = |size: i32, disp: i32| {
+        check(|a, miss| {
+            a.mov(r11d, ebx).unwrap();
+            a.or(r11d, -4096).unwrap();
+            a.add(r11d, size - 1).unwrap();
+            a.jb(miss).unwrap();
+            lookup(a, miss, false);
+            a.lea(r10, qword_ptr(rbx + r11)).unwrap();
+            a.mov(rax, qword_ptr(r10 + disp)).unwrap();
+        })
+    };
+    frame(40, 32).unwrap();
+    rejected(frame(40, 33), "straddle");
+    rejected(frame(40, -8), "displacement");
+    rejected(frame(40, 4096), "displacement");
 }

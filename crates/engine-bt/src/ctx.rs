@@ -76,6 +76,57 @@ pub(crate) struct Ctx {
     pub(crate) traced: Cell<u64>,
     /// Selectors of ES, CS, SS, DS, FS, GS.
     pub(crate) selectors: [Cell<u64>; 6],
+    /// What CS holds: 0, as in the state; 1, a flat 64-bit segment of DPL 0; 2, one of DPL 3.
+    pub(crate) cs_kind: Cell<u32>,
+    /// What SS holds, in the same way (0: only the selector may have changed; 3: a null selector of CPL
+    /// 0).
+    pub(crate) ss_kind: Cell<u32>,
+    /// rL of the CPL 3 view of the current address space.
+    pub(crate) view_user: Cell<u64>,
+    /// CR0, CR2, CR3, CR4.
+    pub(crate) cr: [Cell<u64>; 4],
+    /// SYSCALL: the target, the flags that it keeps, the selectors that it loads.
+    pub(crate) lstar: Cell<u64>,
+    /// See [`Self::lstar`].
+    pub(crate) fmask_kept: Cell<u64>,
+    /// See [`Self::lstar`].
+    pub(crate) syscall_cs: Cell<u64>,
+    /// See [`Self::lstar`].
+    pub(crate) syscall_ss: Cell<u64>,
+    /// The selectors that SYSRET to 64-bit code loads.
+    pub(crate) sysret_cs: Cell<u64>,
+    /// See [`Self::sysret_cs`].
+    pub(crate) sysret_ss: Cell<u64>,
+    /// Linear addresses of the descriptors of [`Self::sysret_cs`] and [`Self::sysret_ss`] in the GDT.
+    pub(crate) user_cs_at: Cell<u64>,
+    /// See [`Self::user_cs_at`].
+    pub(crate) user_ss_at: Cell<u64>,
+    /// The selectors that an IRET within CPL 0 is to find in its frame.
+    pub(crate) own_cs: Cell<u64>,
+    /// See [`Self::own_cs`].
+    pub(crate) own_ss: Cell<u64>,
+    /// What SS then holds: see [`Self::cs_kind`]; 3, nothing.
+    pub(crate) own_ss_kind: Cell<u32>,
+    /// The linear addresses of their descriptors.
+    pub(crate) own_cs_at: Cell<u64>,
+    /// See [`Self::own_cs_at`].
+    pub(crate) own_ss_at: Cell<u64>,
+    /// What is added to the host's time-stamp counter.
+    pub(crate) tsc_offset: Cell<u64>,
+    /// IA32_TSC_AUX.
+    pub(crate) tsc_aux: Cell<u64>,
+    /// Not 0: SYSCALL may be carried out inline.
+    pub(crate) syscall_ok: Cell<u32>,
+    /// Not 0: SYSRET to 64-bit code may be.
+    pub(crate) sysret_ok: Cell<u32>,
+    /// Not 0: IRET to CPL 3 may be.
+    pub(crate) iret_user_ok: Cell<u32>,
+    /// Not 0: IRET within CPL 0 may be.
+    pub(crate) iret_own_ok: Cell<u32>,
+    /// Not 0: RDTSC may be.
+    pub(crate) tsc_ok: Cell<u32>,
+    /// CR4.FSGSBASE.
+    pub(crate) fsgsbase_ok: Cell<u32>,
 }
 
 const ORIGIN: i32 = offset_of!(Ctx, gpr) as i32;
@@ -159,6 +210,31 @@ impl Ctx {
             kernel_gs: word(),
             traced: word(),
             selectors: std::array::from_fn(|_| word()),
+            cs_kind: Cell::new(0),
+            ss_kind: Cell::new(0),
+            view_user: word(),
+            cr: std::array::from_fn(|_| word()),
+            lstar: word(),
+            fmask_kept: word(),
+            syscall_cs: word(),
+            syscall_ss: word(),
+            sysret_cs: word(),
+            sysret_ss: word(),
+            user_cs_at: word(),
+            user_ss_at: word(),
+            own_cs: word(),
+            own_ss: word(),
+            own_ss_kind: Cell::new(0),
+            own_cs_at: word(),
+            own_ss_at: word(),
+            tsc_offset: word(),
+            tsc_aux: word(),
+            syscall_ok: Cell::new(0),
+            sysret_ok: Cell::new(0),
+            iret_user_ok: Cell::new(0),
+            iret_own_ok: Cell::new(0),
+            tsc_ok: Cell::new(0),
+            fsgsbase_ok: Cell::new(0),
         }
     }
 

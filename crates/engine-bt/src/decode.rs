@@ -5,6 +5,7 @@
 //! and after each instruction, computed backwards from the block's end; where a direct branch stays
 //! in the page, a few instructions at its target are looked at.
 
+use crate::lower;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
 use mimeo_arch_x86::cpuid::CpuModel;
 use mimeo_isa_x86::form::flag::STATUS;
@@ -54,6 +55,12 @@ pub(crate) enum Plan {
     Stack,
     /// A sensitive instruction with its own lowering.
     System,
+    /// A change of privilege level with its own lowering: ends the block.
+    World,
+    /// REP MOVS, REP STOS.
+    String,
+    /// BT and its like with memory and a bit number in a register.
+    Bits,
     /// The interpreter executes it.
     Interp,
 }
@@ -102,17 +109,22 @@ fn classify(i: &Instruction, mode: Mode, cpu: &CpuModel) -> (Option<&'static For
         Plan::Interp
     } else {
         match form.class {
-            Class::Native if form.mem.bit_string && memory(i) => Plan::Interp,
+            Class::Native if form.mem.bit_string && memory(i) => match lower::inline_bits(i) {
+                Some(_) => Plan::Bits,
+                None => Plan::Interp,
+            },
             Class::Native => Plan::Native,
             Class::Nop => Plan::Nop,
             Class::Control if branch64(i) => Plan::Branch,
             Class::Interp if stack(i.code()) => Plan::Stack,
             Class::Interp if mxcsr(i.code()) => Plan::Native,
-            Class::Monitor
-                if crate::lower::inline(i.code(), mode.has(Mode::KERNEL)) && !memory(i) =>
+            Class::Interp if lower::inline_string(i).is_some() => Plan::String,
+            Class::Monitor | Class::Control
+                if lower::inline_world(i.code(), mode.has(Mode::KERNEL), mode.has(Mode::USER)) =>
             {
-                Plan::System
+                Plan::World
             }
+            Class::Monitor if lower::inline(i, mode.has(Mode::KERNEL)) => Plan::System,
             _ => Plan::Interp,
         }
     };
@@ -263,6 +275,7 @@ pub(crate) fn block(
         d.insns.push(insn);
         let ends = match insn.plan {
             Plan::Branch => insn.i.flow_control() != FlowControl::ConditionalBranch,
+            Plan::World => true,
             Plan::Interp => insn.form.is_none_or(|f| f.ends_block),
             _ => false,
         };

@@ -158,6 +158,12 @@ impl Mmu {
         (self.base(SUPERVISOR), self.base(SUPERVISOR_AC))
     }
 
+    /// rL for CPL 3 in the address space of `s`.
+    pub(crate) fn user_base(&mut self, s: &X86State) -> u64 {
+        let n = self.user_view(s);
+        self.base(FIRST_USER + n)
+    }
+
     /// The branch cache of the view in use.
     pub(crate) fn ibtc(&mut self) -> &mut Ibtc {
         &mut self.caches[self.view]

@@ -20,7 +20,8 @@ const LAYOUT: Layout = Layout {
 };
 
 /// Guest code: loads, stores and read-modify-writes of every size, constants, high registers that live in
-/// memory, vectors with and without alignment, stack, calls, returns, branches.
+/// memory, vectors with and without alignment, stack, calls, returns, branches, strings, bit strings, IRETQ
+/// and SYSRETQ.
 const GUEST: &[&[u8]] = &[
     &[
         0x48, 0x8b, 0x03, 0x48, 0x89, 0x43, 0x08, 0x8a, 0x0b, 0x88, 0x4b, 0x01, 0xc3,
@@ -59,6 +60,12 @@ const GUEST: &[&[u8]] = &[
     &[
         0x9c, 0xfa, 0x48, 0x8b, 0x03, 0x9d, 0x0f, 0x01, 0xf8, 0x8c, 0xd8, 0xff, 0x33, 0xc3,
     ],
+    // rep movsb, rep stosq, lock bts [rbx], rax, bt [rbx], ecx, ret
+    &[
+        0xf3, 0xa4, 0xf3, 0x48, 0xab, 0xf0, 0x48, 0x0f, 0xab, 0x03, 0x0f, 0xa3, 0x0b, 0xc3,
+    ],
+    &[0x48, 0xcf],
+    &[0x48, 0x0f, 0x07],
 ];
 
 fn model() -> CpuModel {
@@ -89,6 +96,8 @@ fn blocks() -> Vec<Emitted> {
                 split: false,
                 trace: None,
                 misaligned: &[],
+                precise,
+                amd: false,
             };
             out.push(lower::lower(&decoded, options, LAYOUT));
         }

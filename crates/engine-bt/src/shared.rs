@@ -21,7 +21,7 @@ use crate::lazy::LazyArray;
 use crate::lower::{self, Emitted, Layout, Options};
 use crate::peer::Peer;
 use crate::tramp;
-use mimeo_arch_x86::cpuid::CpuModel;
+use mimeo_arch_x86::cpuid::{CpuModel, Vendor};
 use mimeo_bt_verify::Contract;
 use mimeo_codemem::CodeMemory;
 use mimeo_memory::{CodeWriteHook, GuestMemory};
@@ -284,16 +284,15 @@ impl Shared {
         } else {
             !0xfff
         };
-        let e = lower::lower(
-            &decoded,
-            Options {
-                chain_mask,
-                split: self.options.unchained,
-                trace: self.options.trace,
-                misaligned: t.misaligned.get(&key.page).map_or(&[], Vec::as_slice),
-            },
-            layout,
-        );
+        let options = Options {
+            chain_mask,
+            split: self.options.unchained,
+            trace: self.options.trace,
+            misaligned: t.misaligned.get(&key.page).map_or(&[], Vec::as_slice),
+            precise: self.options.precise_flags,
+            amd: self.cpu.vendor() == Vendor::Amd,
+        };
+        let e = lower::lower(&decoded, options, layout);
         let (hot_end, cold_end) = (
             layout.hot + e.hot.len() as u32,
             layout.cold + e.cold.len() as u32,
@@ -643,9 +642,10 @@ fn merge(ranges: &mut Vec<(usize, usize)>) {
 
 /// What emitted code may do with the context block.
 pub(crate) fn contract() -> Contract {
-    let words = |list: &[i32]| list.iter().map(|at| *at..at + 8).collect();
+    let words = |list: &[i32]| list.iter().map(|at| *at..at + 8).collect::<Vec<_>>();
+    let halves = |list: &[i32]| list.iter().map(|at| *at..at + 4).collect::<Vec<_>>();
     let registers = 0..128;
-    let mut readable: Vec<_> = words(&[
+    let mut readable = words(&[
         at!(rl),
         at!(view_sup),
         at!(view_ac),
@@ -656,25 +656,65 @@ pub(crate) fn contract() -> Contract {
         at!(scratch),
         at!(flags),
         at!(traced),
+        at!(lstar),
+        at!(fmask_kept),
+        at!(syscall_cs),
+        at!(syscall_ss),
+        at!(sysret_cs),
+        at!(sysret_ss),
+        at!(user_cs_at),
+        at!(user_ss_at),
+        at!(own_cs),
+        at!(own_ss),
+        at!(own_cs_at),
+        at!(own_ss_at),
+        at!(tsc_offset),
+        at!(tsc_aux),
     ]);
-    let halves = [at!(df), at!(iflag), at!(ac), at!(pending)];
-    readable.extend(halves.map(|at| at..at + 4));
-    readable.extend([registers.clone(), at!(selectors)..at!(selectors) + 48]);
-    let mut writable: Vec<_> = words(&[
-        at!(rl),
+    readable.extend(halves(&[
+        at!(df),
+        at!(iflag),
+        at!(ac),
+        at!(pending),
+        at!(syscall_ok),
+        at!(sysret_ok),
+        at!(iret_user_ok),
+        at!(iret_own_ok),
+        at!(own_ss_kind),
+        at!(tsc_ok),
+        at!(fsgsbase_ok),
+    ]));
+    readable.extend([
+        registers.clone(),
+        at!(selectors)..at!(selectors) + 48,
+        at!(cr)..at!(cr) + 32,
+    ]);
+    let mut writable = words(&[
+        at!(fs_base),
         at!(gs_base),
         at!(kernel_gs),
+        at!(sysflags),
         at!(scratch),
         at!(flags),
         at!(traced),
+        at!(selectors) + 8,
+        at!(selectors) + 16,
     ]);
-    writable.extend([at!(df), at!(iflag), at!(ac), at!(site)].map(|at| at..at + 4));
+    writable.extend(halves(&[
+        at!(df),
+        at!(iflag),
+        at!(ac),
+        at!(site),
+        at!(cs_kind),
+        at!(ss_kind),
+    ]));
     writable.push(registers);
     Contract {
         readable,
         writable,
         site: at!(site),
-        views: vec![at!(view_sup), at!(view_ac)],
+        view: at!(rl),
+        views: vec![at!(view_sup), at!(view_ac), at!(view_user)],
         bias: RL_BIAS as i32,
         cache_entries: crate::ibtc::ENTRIES as u32,
     }

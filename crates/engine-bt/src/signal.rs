@@ -157,6 +157,9 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
     let window = tramp::window().contains(&pc);
     if sig == kick() {
         if inside || window {
+            if inside {
+                finish_string(c, regs);
+            }
             STEPPING.set(true);
             regs[libc::REG_EFL as usize] |= TF;
         }
@@ -174,6 +177,8 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
                 // code and holds no reference to it.
                 unsafe { (*c.ctx).rip.set(f.rip) };
                 leave(c, regs, tramp::SITE_KICK);
+            } else {
+                finish_string(c, regs);
             }
             return true;
         }
@@ -191,6 +196,58 @@ fn serve(sig: libc::c_int, c: &Current, regs: &mut [libc::greg_t; 23]) -> bool {
         return true;
     }
     false
+}
+
+/// Carries out the rest of a REP MOVS or REP STOS that the thread stands at: a step would end after each
+/// element. Emitted code runs them on at most a page of guest memory.
+fn finish_string(c: &Current, regs: &mut [libc::greg_t; 23]) {
+    let pc = regs[libc::REG_RIP as usize] as u64;
+    if pc + 8 > c.hi {
+        return;
+    }
+    // SAFETY: inside the code cache, which is mapped readable.
+    let code: [u8; 4] = unsafe { (pc as *const [u8; 4]).read_unaligned() };
+    let (len, size, op) = match code {
+        [0x66, 0xf3, op, _] => (3, 2, op),
+        [0xf3, 0x48, op, _] => (3, 8, op),
+        [0xf3, op, ..] => (2, 4, op),
+        _ => return,
+    };
+    let size = match op {
+        0xa4 | 0xaa => 1,
+        0xa5 | 0xab => size,
+        _ => return,
+    };
+    let stos = op >= 0xaa;
+    let (mut di, mut si, mut count) = (
+        regs[libc::REG_RDI as usize],
+        regs[libc::REG_RSI as usize],
+        regs[libc::REG_RCX as usize],
+    );
+    macro_rules! run {
+        ($text:literal) => {
+            // SAFETY: what the interrupted instruction was about to do, with its registers: the
+            // verifier's rule for it is that both ranges lie in guest memory.
+            unsafe {
+                std::arch::asm!($text, inout("rdi") di, inout("rsi") si, inout("rcx") count,
+                    in("rax") regs[libc::REG_RAX as usize], options(nostack, preserves_flags))
+            }
+        };
+    }
+    match (stos, size) {
+        (false, 1) => run!("rep movsb"),
+        (false, 2) => run!("rep movsw"),
+        (false, 4) => run!("rep movsd"),
+        (false, _) => run!("rep movsq"),
+        (true, 1) => run!("rep stosb"),
+        (true, 2) => run!("rep stosw"),
+        (true, 4) => run!("rep stosd"),
+        (true, _) => run!("rep stosq"),
+    }
+    regs[libc::REG_RDI as usize] = di;
+    regs[libc::REG_RSI as usize] = si;
+    regs[libc::REG_RCX as usize] = count;
+    regs[libc::REG_RIP as usize] += len;
 }
 
 fn leave(c: &Current, regs: &mut [libc::greg_t; 23], site: u32) {

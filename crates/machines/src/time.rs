@@ -41,6 +41,13 @@ impl HostTsc {
             .store(value.wrapping_add(1).max(1), Ordering::SeqCst);
     }
 
+    /// Guest minus host, while it runs.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        let runs = self.frozen.load(Ordering::Acquire) == 0;
+        runs.then(|| self.offset.load(Ordering::Relaxed))
+    }
+
     /// Lets it count on from where it stands.
     pub fn resume(&self) {
         let frozen = self.frozen.load(Ordering::SeqCst);
@@ -78,6 +85,11 @@ pub trait MachineTime: Send + Sync {
     fn set_paused(&self, paused: bool);
     /// The counter as vCPU `cpu`, which has retired `retired` instructions, reads it.
     fn tsc(&self, cpu: u32, retired: u64) -> u64;
+    /// What the counter is ahead of the host's while it follows it (it then does until it is paused,
+    /// which is done with every vCPU outside guest code); `None`: it does not.
+    fn tsc_offset(&self) -> Option<u64> {
+        None
+    }
     /// The wall clock at VM time zero, in nanoseconds since 1970.
     fn unix_at_zero(&self) -> i64;
     /// (VM time, counter): what a snapshot holds.
@@ -141,6 +153,10 @@ impl MachineTime for HostTime {
             self.clock.resume();
         }
         (self.pause_timers)(paused);
+    }
+
+    fn tsc_offset(&self) -> Option<u64> {
+        self.tsc.offset()
     }
 
     #[inline]

@@ -52,6 +52,13 @@ pub trait CpuIo {
     /// of instructions this vCPU has retired (a deterministic clock derives time from it).
     fn tsc(&mut self, retired: u64) -> u64;
 
+    /// While the guest's counter is the host's plus a constant: that constant ([`Self::tsc`] minus the
+    /// host's RDTSC). An engine may then read the counter itself, until `run` returns. By default
+    /// `None`: every reading is [`Self::tsc`].
+    fn tsc_offset(&mut self) -> Option<u64> {
+        None
+    }
+
     /// VMCALL/VMMCALL with (RAX, RBX, RCX, RDX, RSI): the result for RAX.
     fn hypercall(&mut self, args: [u64; 5]) -> u64;
 

@@ -177,6 +177,83 @@ impl Asm {
         self.op32(0x85, src, Rm::Mem(m));
     }
 
+    /// Group 2 (shl 4, shr 5, sar 7) r64, imm8.
+    pub(crate) fn shift64(&mut self, digit: u8, r: Reg, imm: u8) {
+        self.op64(0xc1, digit, Rm::Reg(r));
+        self.byte(imm);
+    }
+
+    /// cmp a, b (64 bits).
+    pub(crate) fn cmp_rr(&mut self, a: Reg, b: Reg) {
+        self.op64(0x3b, a, Rm::Reg(b));
+    }
+
+    /// sub dst, src (64 bits).
+    pub(crate) fn sub_rr(&mut self, dst: Reg, src: Reg) {
+        self.op64(0x2b, dst, Rm::Reg(src));
+    }
+
+    /// and dst, [m] (64 bits).
+    pub(crate) fn and_rm(&mut self, dst: Reg, m: Mem) {
+        self.op64(0x23, dst, Rm::Mem(m));
+    }
+
+    /// neg r64.
+    pub(crate) fn neg(&mut self, r: Reg) {
+        self.op64(0xf7, 3, Rm::Reg(r));
+    }
+
+    /// cmovb dst, src (64 bits).
+    pub(crate) fn cmovb(&mut self, dst: Reg, src: Reg) {
+        self.insn(&Fields::legacy(Map::M0F, 0x42, true), dst, Rm::Reg(src));
+    }
+
+    /// movsx dst64, src of 2 or 4 bytes.
+    pub(crate) fn sign_extend(&mut self, dst: Reg, src: Rm, size: usize) {
+        let f = if size == 4 {
+            Fields::legacy(Map::One, 0x63, true)
+        } else {
+            Fields::legacy(Map::M0F, 0xbf, true)
+        };
+        self.insn(&f, dst, src);
+    }
+
+    /// cmp dword [m], imm.
+    pub(crate) fn cmp_m32_imm(&mut self, m: Mem, imm: i32) {
+        self.alu_imm(7, Rm::Mem(m), imm, false);
+    }
+
+    /// BT (A3), BTS (AB), BTR (B3) or BTC (BB) of an operand of `size` bytes, the bit number in a
+    /// register.
+    pub(crate) fn bit_test(&mut self, op: u8, m: Mem, bit: Reg, size: usize, lock: bool) {
+        let mut f = Fields::legacy(Map::M0F, op, size == 8);
+        f.opsize = size == 2;
+        f.lock = lock;
+        self.insn(&f, bit, Rm::Mem(m));
+    }
+
+    /// rep movs or rep stos with elements of `size` bytes.
+    pub(crate) fn rep_string(&mut self, stos: bool, size: usize) {
+        if size == 2 {
+            self.byte(0x66);
+        }
+        self.byte(0xf3);
+        if size == 8 {
+            self.byte(0x48);
+        }
+        self.byte(if stos { 0xaa } else { 0xa4 } | u8::from(size > 1));
+    }
+
+    /// rdtsc.
+    pub(crate) fn rdtsc(&mut self) {
+        self.buf.extend_from_slice(&[0x0f, 0x31]);
+    }
+
+    /// lfence.
+    pub(crate) fn lfence(&mut self) {
+        self.buf.extend_from_slice(&[0x0f, 0xae, 0xe8]);
+    }
+
     /// movzx dst32, src16.
     pub(crate) fn movzx16(&mut self, dst: Reg, src: Reg) {
         self.insn(&Fields::legacy(Map::M0F, 0xb7, false), dst, Rm::Reg(src));

@@ -229,7 +229,7 @@ impl Lower<'_> {
     }
 
     /// Through the branch cache to the RIP in T.
-    fn indirect(&mut self, i: &Instruction) {
+    pub(super) fn indirect(&mut self, i: &Instruction) {
         // What the target does with the flags is not known: they are kept.
         let recipe = self.lose();
         let (tag, host) = (Self::entry(Some(E), 0, 0), Self::entry(Some(E), 0, 8));

@@ -128,6 +128,13 @@ impl Lower<'_> {
         }
     }
 
+    /// T = the addend of `ea`, tested; gives the branch that is taken if there is none. Flags are lost.
+    pub(super) fn addend(&mut self, ea: Ea, write: bool) -> usize {
+        Self::index_and_load(&mut self.hot, ea, write);
+        self.hot.test_rr(T, T);
+        self.hot.jcc(cc::Z)
+    }
+
     fn index_and_load(asm: &mut Asm, ea: Ea, write: bool) {
         if let Some(v) = ea.konst {
             asm.mov_imm(T, crate::lat::index(v) as u64);
@@ -218,7 +225,7 @@ impl Lower<'_> {
     }
 
     /// The interpreter does the whole instruction; `then` is what the straight path would have done.
-    fn slow_stub(&mut self, from: usize, live: bool, then: Afterwards) {
+    pub(super) fn slow_stub(&mut self, from: usize, live: bool, then: Afterwards) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
         if live {
@@ -235,13 +242,18 @@ impl Lower<'_> {
     fn miss_stub(&mut self, from: usize, ea: Ea, want: Want, live: bool) {
         let cold = self.cold.pos();
         self.to_cold.push((from, cold));
+        self.refill(ea, want.write, live);
+    }
+
+    /// In `cold`: leaves to have the table filled for `ea`.
+    pub(super) fn refill(&mut self, ea: Ea, write: bool, live: bool) {
         if ea.reg != E {
             self.cold.mov_rr(E, ea.reg);
         }
         if live {
             self.remake_in_cold();
         }
-        let kind = if want.write {
+        let kind = if write {
             SiteKind::Write
         } else {
             SiteKind::Read

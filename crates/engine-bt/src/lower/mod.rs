@@ -6,12 +6,15 @@
 //!
 //! `hot` is the straight path, `cold` holds the stubs that leave.
 
+mod bits;
 mod control;
 mod flags;
 mod mem;
 mod native;
 mod stack;
+mod strings;
 mod system;
+mod worlds;
 
 use crate::ctx::{T, at, field};
 use crate::decode::{Decoded, Insn, Plan};
@@ -78,6 +81,10 @@ pub(crate) struct Options<'a> {
     pub(crate) trace: Option<u64>,
     /// Offsets in the page, ascending, of instructions that have met misaligned operands.
     pub(crate) misaligned: &'a [u16],
+    /// Flags are to be exact at every instruction.
+    pub(crate) precise: bool,
+    /// The guest's processor is AMD's.
+    pub(crate) amd: bool,
 }
 
 struct Lower<'a> {
@@ -108,7 +115,10 @@ struct Lower<'a> {
     marks: Vec<(usize, u16)>,
 }
 
+pub(crate) use bits::inline_bits;
+pub(crate) use strings::inline_string;
 pub(crate) use system::inline;
+pub(crate) use worlds::inline_world;
 
 /// Set in a guest offset of [`Emitted::insns`]: no interrupt may be delivered at that boundary.
 pub(crate) const SHADOW: u16 = 1 << 15;
@@ -194,6 +204,9 @@ impl Lower<'_> {
             Plan::Branch => self.branch(insn),
             Plan::Stack => self.stack(insn),
             Plan::System => self.system(insn),
+            Plan::World => self.world(insn),
+            Plan::String => self.string(insn),
+            Plan::Bits => self.bit_string(insn),
             Plan::Interp => self.interpret(insn),
         }
     }

@@ -1,5 +1,6 @@
 //! Sensitive instructions that are frequent enough to be worth code of their own: flags (PUSHF, POPF,
-//! CLI, STI, STAC, CLAC) and SWAPGS at CPL 0, and reading segment registers (SDM vol. 2).
+//! CLI, STI, STAC, CLAC), SWAPGS and reading control registers at CPL 0; reading segment registers, FS and
+//! GS bases and the time-stamp counter (SDM vol. 2).
 //!
 //! RFLAGS lives in pieces: the status flags in the host's, DF, IF and AC each in a word of the context, in
 //! its place, and the rest in `sysflags`. Anything unusual (a pending interrupt when IF becomes set,
@@ -8,24 +9,43 @@
 use super::Lower;
 use super::mem::{Ea, Want};
 use crate::ctx::{E, GSP, HOST, RL, T, at, field, in_memory, slot};
-use crate::decode::Insn;
-use crate::emit::{Mem, Rm, cc, reg};
+use crate::decode::{Insn, memory};
+use crate::emit::{Mem, Reg, Rm, cc, reg};
 use crate::index::SiteKind;
-use iced_x86::{Code, Register};
+use iced_x86::{Code, Instruction, Register};
 
 const IF: u32 = 1 << 9;
 const AC: u32 = 1 << 18;
 /// CF, PF, AF, ZF, SF, OF, IF.
 const PLAIN: i32 = 0xad5 | 1 << 9;
 
-/// Whether the form has a lowering here.
-pub(crate) fn inline(code: Code, kernel: bool) -> bool {
-    match code {
+/// Whether the instruction has a lowering here.
+pub(crate) fn inline(i: &Instruction, kernel: bool) -> bool {
+    match i.code() {
         Code::Cli | Code::Sti | Code::Stac | Code::Clac | Code::Swapgs => kernel,
         Code::Pushfq | Code::Popfq => kernel,
-        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => true,
+        Code::Mov_r64_cr => kernel && control_register(i).is_some(),
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => !memory(i),
+        Code::Mov_rm16_Sreg => memory(i),
+        Code::Rdtsc | Code::Rdtscp => true,
+        Code::Rdfsbase_r64 | Code::Rdgsbase_r64 | Code::Wrfsbase_r64 | Code::Wrgsbase_r64 => true,
+        Code::Ldmxcsr_m32 | Code::Stmxcsr_m32 | Code::VEX_Vldmxcsr_m32 | Code::VEX_Vstmxcsr_m32 => {
+            true
+        }
         _ => false,
     }
+}
+
+/// The place in the context of the control register that a MOV reads.
+fn control_register(i: &Instruction) -> Option<i32> {
+    let n = match i.op1_register() {
+        Register::CR0 => 0,
+        Register::CR2 => 1,
+        Register::CR3 => 2,
+        Register::CR4 => 3,
+        _ => return None,
+    };
+    Some(at!(cr) + 8 * n)
 }
 
 impl Lower<'_> {
@@ -55,6 +75,11 @@ impl Lower<'_> {
             {
                 self.read_selector(insn);
             }
+            Code::Mov_rm16_Sreg => self.store_selector(insn),
+            Code::Mov_r64_cr => self.read_control(insn),
+            Code::Rdtsc | Code::Rdtscp => self.time_stamp(insn),
+            Code::Rdfsbase_r64 | Code::Rdgsbase_r64 => self.read_base(insn),
+            Code::Wrfsbase_r64 | Code::Wrgsbase_r64 => self.write_base(insn),
             _ => self.interpret(insn),
         }
     }
@@ -85,8 +110,96 @@ impl Lower<'_> {
         self.leave(SiteKind::Interp, self.insn().i.ip(), self.after());
     }
 
-    fn read_selector(&mut self, insn: &Insn) {
-        let n = match insn.i.op1_register() {
+    /// Leaves to the interpreter if the context word is zero. Flags are kept.
+    fn require(&mut self, word: i32) {
+        if !self.live() {
+            self.hot.cmp_m32_imm(field(word), 0);
+            let d = self.hot.jcc(cc::Z);
+            return self.leave_if(d);
+        }
+        self.hot.store(slot(1), reg::RCX);
+        self.hot.load32(reg::RCX, field(word));
+        let zero = self.hot.jrcxz();
+        self.hot.load(reg::RCX, slot(1));
+        let over = self.hot.short(0xeb, false);
+        self.hot.bind8(zero);
+        self.hot.load(reg::RCX, slot(1));
+        let d = self.hot.jmp();
+        self.hot.bind8(over);
+        self.leave_if(d);
+    }
+
+    /// Loads a context word into a guest register.
+    fn load_guest(&mut self, r: Register, word: i32) {
+        let dst = r.full_register().number();
+        let to = if in_memory(dst) { T } else { HOST[dst] };
+        self.hot.load(to, field(word));
+        if to == T {
+            self.hot.store(slot(dst), T);
+        }
+    }
+
+    fn read_control(&mut self, insn: &Insn) {
+        match control_register(&insn.i) {
+            Some(word) => self.load_guest(insn.i.op0_register(), word),
+            None => self.interpret(insn),
+        }
+    }
+
+    /// The host's counter plus the guest's offset. RDTSCP waits for what came before it.
+    fn time_stamp(&mut self, insn: &Insn) {
+        const RDX: Reg = 2;
+        self.require(at!(tsc_ok));
+        if insn.i.code() == Code::Rdtscp {
+            self.hot.lfence();
+        }
+        self.hot.rdtsc();
+        self.hot.rorx(RDX, RDX, 32);
+        self.hot.lea(reg::RAX, Mem::indexed(reg::RAX, RDX, 0, 0));
+        self.hot.load(T, field(at!(tsc_offset)));
+        self.hot.lea(reg::RAX, Mem::indexed(reg::RAX, T, 0, 0));
+        self.hot.rorx(RDX, reg::RAX, 32);
+        self.hot.mov_rr32(RDX, RDX);
+        self.hot.mov_rr32(reg::RAX, reg::RAX);
+        if insn.i.code() == Code::Rdtscp {
+            self.hot.load32(reg::RCX, field(at!(tsc_aux)));
+        }
+    }
+
+    fn read_base(&mut self, insn: &Insn) {
+        self.require(at!(fsgsbase_ok));
+        let base = if insn.i.code() == Code::Rdfsbase_r64 {
+            at!(fs_base)
+        } else {
+            at!(gs_base)
+        };
+        self.load_guest(insn.i.op0_register(), base);
+    }
+
+    /// A base that is not canonical is #GP(0): the interpreter's.
+    fn write_base(&mut self, insn: &Insn) {
+        if self.live() {
+            return self.interpret(insn);
+        }
+        self.require(at!(fsgsbase_ok));
+        let n = insn.i.op0_register().number();
+        let value = self.fetch(n, E);
+        self.hot.mov_rr(T, value);
+        self.hot.shift64(4, T, 16);
+        self.hot.shift64(7, T, 16);
+        self.hot.cmp_rr(T, value);
+        let bad = self.hot.jcc(cc::NZ);
+        self.leave_if(bad);
+        let base = if insn.i.code() == Code::Wrfsbase_r64 {
+            at!(fs_base)
+        } else {
+            at!(gs_base)
+        };
+        self.hot.store(field(base), value);
+    }
+
+    fn selector_word(r: Register) -> i32 {
+        let n = match r {
             Register::ES => 0,
             Register::CS => 1,
             Register::SS => 2,
@@ -94,12 +207,28 @@ impl Lower<'_> {
             Register::FS => 4,
             _ => 5,
         };
-        let dst = insn.i.op0_register().full_register().number();
-        let to = if in_memory(dst) { T } else { HOST[dst] };
-        self.hot.load(to, field(at!(selectors) + 8 * n));
-        if to == T {
-            self.hot.store(slot(dst), T);
-        }
+        at!(selectors) + 8 * n
+    }
+
+    fn read_selector(&mut self, insn: &Insn) {
+        let word = Self::selector_word(insn.i.op1_register());
+        self.load_guest(insn.i.op0_register(), word);
+    }
+
+    fn store_selector(&mut self, insn: &Insn) {
+        let ea = self.effective_address(&insn.i);
+        let m = self.lookup(
+            ea,
+            Want {
+                size: 2,
+                write: true,
+                aligned: false,
+            },
+        );
+        self.hot.lea(E, m);
+        let word = Self::selector_word(insn.i.op1_register());
+        self.hot.load(T, field(word));
+        self.hot.store16(Mem::base(E, 0), T);
     }
 
     /// The image: status flags by LAHF and SETO, the rest from the context. RF and VM read as zero,

@@ -34,10 +34,13 @@ impl BtVcpu {
         let faulted = (number == tramp::SITE_FAULT).then(|| self.shared.index.find(pc));
         let generation = self.shared.generation();
         self.peer.left();
-        let c = self.peer.ctx();
-        // Inline CLI, STI, STAC and their like have changed flags, and with AC the view.
-        self.cpu.state.rflags = flags_of(c);
-        if c.rl.get() != self.mmu.base(self.mmu.view) {
+        // Inline CLI, STI, STAC and their like have changed flags, and with AC the view; SYSCALL, SYSRET
+        // and IRET the privilege level.
+        self.cpu.state.rflags = flags_of(self.peer.ctx());
+        if self.sync_world() {
+            self.load_system();
+            self.derive();
+        } else if self.ctx().rl.get() != self.mmu.base(self.mmu.view) {
             self.mmu.select(&self.shared, &self.cpu.state);
         }
         match number {

@@ -9,6 +9,7 @@ mod exits;
 mod ops;
 mod state;
 mod stats;
+mod system;
 
 use crate::ctx::Ctx;
 use crate::decode::Mode;
@@ -36,6 +37,9 @@ pub(crate) struct BtVcpu {
     ops: OpCache,
     /// Turns left of [`StopAt::turns`].
     turns: Option<u32>,
+    /// What is added to the host's time-stamp counter, without IA32_TSC_ADJUST; `None` where the
+    /// guest's does not follow the host's.
+    tsc_offset: Option<u64>,
     stats: Stats,
 }
 
@@ -83,6 +87,7 @@ impl BtVcpu {
             translatable: false,
             ops: OpCache::new(),
             turns: None,
+            tsc_offset: None,
             stats: Stats::default(),
         })
     }
@@ -214,6 +219,7 @@ impl BtVcpu {
     }
 
     fn run_translated(&mut self, io: &mut dyn CpuIo) -> Result<Exit, EngineError> {
+        self.tsc_offset = io.tsc_offset();
         self.load_regs();
         self.ctx().rip.set(self.cpu.state.rip);
         self.derive();

@@ -23,6 +23,7 @@ impl BtVcpu {
             *g = slot.get();
         }
         s.rflags = flags_of(c);
+        s.seg[Seg::Fs as usize].base = c.fs_base.get();
         s.seg[Seg::Gs as usize].base = c.gs_base.get();
         s.msr.kernel_gs_base = c.kernel_gs.get();
         s.rip = rip;
@@ -42,11 +43,9 @@ impl BtVcpu {
         c.iflag.set((flags & IF) as u32);
         c.ac.set((flags & AC) as u32);
         c.kernel_gs.set(s.msr.kernel_gs_base);
-        for (seg, word) in s.seg.iter().zip(&c.selectors) {
-            word.set(u64::from(seg.selector));
-        }
         c.fs_base.set(s.segment(Seg::Fs).base);
         c.gs_base.set(s.segment(Seg::Gs).base);
+        self.load_system();
     }
 
     /// FP state from the context and the host's x87 to the state.
@@ -106,7 +105,9 @@ impl BtVcpu {
         self.mmu.select(&self.shared, s);
         let (sup, ac) = self.mmu.supervisor_bases();
         let rl = self.mmu.base(self.mmu.view);
+        let user = self.mmu.user_base(&self.cpu.state);
         let c = self.peer.ctx();
+        c.view_user.set(user);
         let smap = s.cr4.contains(Cr4::SMAP);
         c.view_sup.set(if smap { sup } else { ac });
         c.view_ac.set(ac);

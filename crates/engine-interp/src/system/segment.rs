@@ -157,12 +157,7 @@ pub(super) fn load_ss(
 
 /// SS holding a null selector in 64-bit mode at CPL `cpl`.
 pub(super) fn null_ss(selector: u16, cpl: u8) -> Segment {
-    Segment {
-        selector,
-        base: 0,
-        limit: 0xffff_ffff,
-        attr: Segment::UNUSABLE | u32::from(cpl) << 5,
-    }
+    Segment::null_stack(selector, cpl)
 }
 
 /// What DS, ES, FS or GS becomes when `selector` is loaded in protected mode.

@@ -124,6 +124,10 @@ impl CpuIo for CpuView {
         self.time.tsc(self.index, retired)
     }
 
+    fn tsc_offset(&mut self) -> Option<u64> {
+        self.time.tsc_offset()
+    }
+
     fn hypercall(&mut self, _args: [u64; 5]) -> u64 {
         // KVM_ENOSYS (Linux's Documentation/virt/kvm/x86/hypercalls.rst): no call is offered.
         1000u64.wrapping_neg()
