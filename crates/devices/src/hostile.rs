@@ -7,11 +7,12 @@ use crate::virtio::block::VirtioBlock;
 use crate::virtio::console::VirtioConsole;
 use crate::virtio::rng::VirtioRng;
 use crate::virtio::testing::{Bench, Buffer};
+use crate::virtio::vsock::VirtioVsock;
 use crate::virtio::{VirtioDevice, VirtioPci};
 use crate::{apic, i8042, ioapic, kvmclock, pic, pit, power, rtc, testdev, uart};
 use mimeo_bus::{
     BlockBackend, BlockRequest, IrqLine, LineModel, MmioDevice, NullStream, PortDevice,
-    SaveRestore, StreamModel, TimedModel,
+    SaveRestore, StreamModel, TimedModel, VsockDevice, VsockHeader, VsockHost,
 };
 use mimeo_memory::GuestMemory;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -281,11 +282,38 @@ fn scribble(memory: &GuestMemory, r: &mut Random) {
     );
 }
 
+/// Gives back every packet, a few at a time.
+#[derive(Default)]
+struct Echo(Mutex<Vec<(VsockHeader, Vec<u8>)>>);
+
+impl VsockHost for Echo {
+    fn has_room(&self) -> bool {
+        self.0.lock().unwrap().len() < 4
+    }
+    fn guest_sent(&self, header: &VsockHeader, payload: Vec<u8>) {
+        assert_eq!(header.len as usize, payload.len());
+        self.0.lock().unwrap().push((*header, payload));
+    }
+    fn has_packet(&self) -> bool {
+        !self.0.lock().unwrap().is_empty()
+    }
+    fn next_packet(&self, most: usize) -> Option<(VsockHeader, Vec<u8>)> {
+        let (header, mut payload) = self.0.lock().unwrap().pop()?;
+        payload.truncate(most);
+        Some((header, payload))
+    }
+    fn driver(&self, _present: bool) {
+        self.0.lock().unwrap().clear();
+    }
+    fn connect(&self, _device: Arc<dyn VsockDevice>) {}
+}
+
 fn virtio_devices(disk: &Arc<Disk>) -> Vec<Box<dyn VirtioDevice>> {
     vec![
         Box::new(VirtioBlock::new(disk.clone(), "storm", 2)),
         Box::new(VirtioRng::new(Box::new(|b| b.fill(7)))),
         Box::new(VirtioConsole::new(Arc::new(NullStream))),
+        Box::new(VirtioVsock::new(3, Arc::new(Echo::default()))),
     ]
 }
 
