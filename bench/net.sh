@@ -20,7 +20,8 @@ if [ -z "${INSIDE:-}" ]; then
         echo "Made by \`bench/net.sh\` on $(date -u +%F), $(nproc) CPUs:" \
             "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r); best of $REPS." \
             "One TCP connection between the guest and a server on the host; send and recv are the guest's," \
-            "rr is requests of 64 bytes, one at a time. Higher is better."
+            "rr is requests of 64 bytes, one at a time. Higher is better. The machine's load average afterwards:" \
+            "$(cut -d' ' -f1 /proc/loadavg) (what runs beside it takes from all rows, most from rr)."
         echo
         cat "$out/table"
     } >"$root/docs/performance-net.md"
