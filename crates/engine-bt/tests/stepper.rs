@@ -281,7 +281,14 @@ fn an_nmi_at_every_host_instruction() {
     let range = cache(process.id());
     let tracer = Tracer { tid };
     // SAFETY: takes numbers only.
-    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, 0usize) };
+    let seized = unsafe {
+        libc::ptrace(
+            libc::PTRACE_SEIZE,
+            tid,
+            0usize,
+            libc::PTRACE_O_EXITKILL as usize,
+        )
+    };
     if seized == -1 {
         println!(
             "skipped: ptrace is not allowed here: {}",
@@ -331,5 +338,7 @@ fn an_nmi_at_every_host_instruction() {
     println!("{points} places, {nth} host instructions");
     assert!(nth > 100, "only {nth} host instructions were executed");
     let _ = process.kill();
+    // The traced thread is its tracer's to reap, before the process is anybody's.
+    while !matches!(tracer.wait(), Stop::Gone(_)) {}
     let _ = process.wait();
 }
