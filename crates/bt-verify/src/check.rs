@@ -532,6 +532,15 @@ impl Checker<'_> {
             {
                 Some(Val::Rotated(name(reg(1)?)?, i.immediate8()))
             }
+            // The field's 36 bits set, gathered at the bottom: bits 47 to 12.
+            Code::VEX_Pext_r64_r64_rm64
+                if i.op2_kind() == OpKind::Memory
+                    && number(i.memory_base()) == Some(RSP)
+                    && i.memory_index() == Register::None
+                    && i.memory_displacement64() as i32 == self.contract.page_mask =>
+            {
+                Some(Val::Index(name(reg(1)?)?))
+            }
             // R15's low six bits are 28: rotated right by 48, then right by 28, leaves bits 47 to 12.
             Code::VEX_Shrx_r64_rm64_r64
                 if i.op1_kind() == OpKind::Register

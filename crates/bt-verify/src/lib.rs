@@ -41,6 +41,8 @@ pub struct Contract {
     pub views: Vec<i32>,
     /// What R15 is above the read table's first entry; its low six bits are 28.
     pub bias: i32,
+    /// The field that holds bits 47 to 12 of an address set, PEXT's mask for a table index. Never written.
+    pub page_mask: i32,
     /// Entries of the branch cache, 16 bytes each: the guest's RIP, the host address. The last ends where the
     /// read table begins.
     pub cache_entries: u32,

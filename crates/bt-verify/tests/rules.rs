@@ -8,6 +8,7 @@ const CACHE: i32 = -28 - (16 << 16);
 const VIEW: i32 = -16;
 const ACTIVE: i32 = -96;
 const HOST_RSP: i32 = -80;
+const MASK: i32 = -24;
 const EXIT: u32 = 0x10;
 const HOT: u32 = 0x1000;
 const COLD: u32 = 0x8000;
@@ -19,6 +20,7 @@ fn contract() -> Contract {
         site: SITE,
         view: ACTIVE,
         views: vec![VIEW],
+        page_mask: MASK,
         bias: 28,
         cache_entries: 1 << 16,
     }
@@ -243,6 +245,19 @@ fn the_lookup_itself_is_checked() {
         }),
         "bounded",
     );
+    // PEXT with the mask, and with something else.
+    let gathered = |from: i32, of: AsmRegister64| {
+        check(|a, miss| {
+            a.pext(r11, of, qword_ptr(rsp + from)).unwrap();
+            a.mov(r11, qword_ptr(r15 + r11 * 8 - 28)).unwrap();
+            a.test(r11, r11).unwrap();
+            a.je(miss).unwrap();
+            a.mov(al, byte_ptr(rbx + r11)).unwrap();
+        })
+    };
+    gathered(MASK, rbx).unwrap();
+    rejected(gathered(MASK, rcx), "looked up");
+    rejected(gathered(MASK - 8, rbx), "bounded");
     // A store into the table, another displacement, the wrong segment.
     for n in 0..3 {
         let result = check(|a, _| {

@@ -40,8 +40,8 @@ pub(crate) struct Ctx {
     pub(crate) fs_base: Cell<u64>,
     /// Guest GS base.
     pub(crate) gs_base: Cell<u64>,
-    /// Status flags within a block, as LAHF and SETO leave them in AX.
-    pub(crate) flags: Cell<u64>,
+    /// Bits 47 to 12: what PEXT takes a table index out of an address with.
+    pub(crate) page_mask: Cell<u64>,
     /// Guest RFLAGS but the six status flags, DF, IF and AC.
     pub(crate) sysflags: Cell<u64>,
     /// Status flags on entry and exit: OF in bit 0, the low byte of RFLAGS in bits 8 to 15.
@@ -70,6 +70,8 @@ pub(crate) struct Ctx {
     pub(crate) ac: Cell<u32>,
     /// RFLAGS.IF's bit if a maskable interrupt waits for it, else zero.
     pub(crate) pending: Cell<u32>,
+    /// Status flags within a block, as LAHF and SETO leave them in AX.
+    pub(crate) flags: Cell<u64>,
     /// IA32_KERNEL_GS_BASE.
     pub(crate) kernel_gs: Cell<u64>,
     /// Times that the host code of the traced guest instruction was entered.
@@ -193,6 +195,7 @@ impl Ctx {
             rl: word(),
             fs_base: word(),
             gs_base: word(),
+            page_mask: Cell::new(0xffff_ffff_f000),
             flags: word(),
             sysflags: Cell::new(2),
             status: word(),

@@ -95,11 +95,14 @@ fn blocks() -> Vec<Emitted> {
                 chain_mask: !0xfff,
                 split: false,
                 trace: None,
+                pext: false,
                 misaligned: &[],
                 precise,
                 amd: false,
             };
-            out.push(lower::lower(&decoded, options, LAYOUT));
+            for pext in [false, true] {
+                out.push(lower::lower(&decoded, Options { pext, ..options }, LAYOUT));
+            }
         }
     }
     out

@@ -288,6 +288,7 @@ impl Shared {
             chain_mask,
             split: self.options.unchained,
             trace: self.options.trace,
+            pext: crate::host::fast_pext(),
             misaligned: t.misaligned.get(&key.page).map_or(&[], Vec::as_slice),
             precise: self.options.precise_flags,
             amd: self.cpu.vendor() == Vendor::Amd,
@@ -670,6 +671,7 @@ pub(crate) fn contract() -> Contract {
         at!(own_ss_at),
         at!(tsc_offset),
         at!(tsc_aux),
+        at!(page_mask),
     ]);
     readable.extend(halves(&[
         at!(df),
@@ -716,6 +718,7 @@ pub(crate) fn contract() -> Contract {
         view: at!(rl),
         views: vec![at!(view_sup), at!(view_ac), at!(view_user)],
         bias: RL_BIAS as i32,
+        page_mask: at!(page_mask),
         cache_entries: crate::ibtc::ENTRIES as u32,
     }
 }

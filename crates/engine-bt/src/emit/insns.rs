@@ -105,6 +105,14 @@ impl Asm {
         self.insn(&f, dst, Rm::Reg(src));
     }
 
+    /// pext dst, src, [mask] (BMI2; flags untouched).
+    pub(crate) fn pext(&mut self, dst: Reg, src: Reg, mask: Mem) {
+        let mut f = Fields::legacy(Map::M0F38, 0xf5, true);
+        f.vex = Some((false, src));
+        f.pp = Pp::PF3;
+        self.insn(&f, dst, Rm::Mem(mask));
+    }
+
     /// test a, b (64 bits).
     pub(crate) fn test_rr(&mut self, a: Reg, b: Reg) {
         self.op64(0x85, b, Rm::Reg(a));

@@ -130,14 +130,18 @@ impl Lower<'_> {
 
     /// T = the addend of `ea`, tested; gives the branch that is taken if there is none. Flags are lost.
     pub(super) fn addend(&mut self, ea: Ea, write: bool) -> usize {
-        Self::index_and_load(&mut self.hot, ea, write);
+        self.index_and_load(ea, write);
         self.hot.test_rr(T, T);
         self.hot.jcc(cc::Z)
     }
 
-    fn index_and_load(asm: &mut Asm, ea: Ea, write: bool) {
+    fn index_and_load(&mut self, ea: Ea, write: bool) {
+        let pext = self.options.pext;
+        let asm = &mut self.hot;
         if let Some(v) = ea.konst {
             asm.mov_imm(T, crate::lat::index(v) as u64);
+        } else if pext {
+            asm.pext(T, ea.reg, field(at!(page_mask)));
         } else {
             asm.rorx(T, ea.reg, 48);
             asm.shrx(T, T, RL);
@@ -187,7 +191,7 @@ impl Lower<'_> {
             Self::straddle(&mut self.hot, ea.reg, want.size);
             self.hot.jcc(cc::C)
         });
-        Self::index_and_load(&mut self.hot, ea, want.write);
+        self.index_and_load(ea, want.write);
         self.hot.test_rr(T, T);
         let miss = self.hot.jcc(cc::Z);
         let unaligned = by_alignment.then(|| {

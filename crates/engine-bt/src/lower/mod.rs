@@ -79,6 +79,8 @@ pub(crate) struct Options<'a> {
     pub(crate) split: bool,
     /// Count how often the instruction at this address is entered.
     pub(crate) trace: Option<u64>,
+    /// PEXT is fast here.
+    pub(crate) pext: bool,
     /// Offsets in the page, ascending, of instructions that have met misaligned operands.
     pub(crate) misaligned: &'a [u16],
     /// Flags are to be exact at every instruction.
