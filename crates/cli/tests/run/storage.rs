@@ -284,10 +284,12 @@ fn a_full_host_disk_is_an_io_error_and_a_message() {
         let place = Place::new(&format!("full-{format}"));
         let (dir, exe) = (place.path(""), env!("CARGO_BIN_EXE_mimeo"));
         let script = format!(
-            "mount -t tmpfs -o size=4m t {dir} && {exe} disk create {dir}d 64M --format {format} && exec {exe} run debian --engine bt --disk {dir}d,format={format}"
+            "mount -t tmpfs -o size=4m t {dir} && {exe} disk create {dir}d 64M --format {format} && exec {exe} run debian --engine bt --disk {dir}d,format={format},serial=full"
         );
         let mut g = Guest::spawn(Command::new("unshare").args(["-rm", "sh", "-c", &script]));
-        let said = g.shell("dd if=/dev/urandom of=/dev/vda bs=1M count=16 conv=fsync 2>&1");
+        // Where the guest has a root disk of its own, this one is not the first.
+        g.shell("for d in /sys/block/vd*; do grep -q full $d/serial && disk=/dev/${d##*/}; done");
+        let said = g.shell("dd if=/dev/urandom of=$disk bs=1M count=16 conv=fsync 2>&1");
         assert!(said.contains("I/O error"), "{said}");
         assert!(g.errors().contains("No space left"), "{}", g.errors());
         assert_eq!(g.shell("echo alive").trim(), "alive");
