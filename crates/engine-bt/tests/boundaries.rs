@@ -4,16 +4,16 @@
 //! exception, the same bytes, and nothing at all to the pages that stand beside the right ones in physical
 //! memory. Registers that the instruction has no business with point at such canaries.
 
+mod common;
+
+use common::{Layout, Machine, long_mode};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
-use mimeo_arch_x86::cpuid::{CpuModel, HostCpu};
-use mimeo_arch_x86::{Cr0, Cr4, DescriptorTable, Efer, RFlags, Seg, Segment, X86State, state};
-use mimeo_engine_bt::{BtEngine, BtOptions};
-use mimeo_engine_interp::InterpEngine;
+use mimeo_arch_x86::cpuid::CpuModel;
+use mimeo_arch_x86::{RFlags, X86State, state};
 use mimeo_isa_x86::{Access, Class, Form, Modes, Unit, lookup};
 use mimeo_memory::GuestMemory;
-use mimeo_vcpu::{Engine, EngineConfig, Exit, NoIo, StopAt, Vcpu, VcpuEvents};
+use mimeo_vcpu::Exit;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const RAM: u64 = 4 << 20;
 const CODE: u64 = 0x10_0000;
@@ -89,17 +89,6 @@ const EDGES: &[Edge] = &[
     },
 ];
 
-fn host() -> HostCpu {
-    use core::arch::x86_64::__cpuid_count;
-    HostCpu::from_cpuid(
-        |leaf, sub| {
-            let r = __cpuid_count(leaf, sub);
-            [r.eax, r.ebx, r.ecx, r.edx]
-        },
-        7,
-    )
-}
-
 /// Builds page tables from the page at 4000h on.
 struct Tables<'a> {
     memory: &'a GuestMemory,
@@ -169,31 +158,13 @@ fn prepare(m: &GuestMemory) {
 }
 
 fn registers(address: u64) -> X86State {
-    let mut s = X86State::reset(0x806f8);
-    s.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::MP | Cr0::WP;
-    s.cr3 = 0x4000;
-    s.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
-    s.efer = Efer::LME | Efer::LMA | Efer::NXE | Efer::SCE;
-    s.xcr0 = 7;
-    let flat = |selector, attr| Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        attr,
-    };
-    s.seg = [flat(0x10, 0xc093); 6];
-    s.seg[Seg::Cs as usize] = flat(8, 0xa09b);
-    s.tr.base = 0x9_4000;
-    s.tr.limit = 103;
-    s.idtr = DescriptorTable {
-        base: 0x8_0000,
-        limit: 4095,
-    };
-    s.gdtr = DescriptorTable {
-        base: 0x9_5000,
-        limit: 23,
-    };
-    s.rip = CODE;
+    let mut s = long_mode(&Layout {
+        cr3: 0x4000,
+        tss: 0x9_4000,
+        idt: 0x8_0000,
+        gdt: 0x9_5000,
+        rip: CODE,
+    });
     s.rflags = RFlags::from_bits_retain(2);
     s.fp.fcw = 0x37f;
     s.fp.ftw = 0xff;
@@ -270,42 +241,14 @@ fn instances(model: &CpuModel) -> Vec<(Instruction, Vec<u8>, &'static Form)> {
     found.into_values().collect()
 }
 
-struct Machine {
-    memory: Arc<GuestMemory>,
-    vcpu: Box<dyn Vcpu>,
-}
-
-impl Machine {
-    fn new(make: impl Fn(EngineConfig) -> Box<dyn Engine>, model: &Arc<CpuModel>) -> Self {
-        let memory = Arc::new(GuestMemory::ram(RAM).unwrap());
-        prepare(&memory);
-        let engine = make(EngineConfig {
-            memory: memory.clone(),
-            cpu: model.clone(),
-            cpus: 1,
-        });
-        let vcpu = engine
-            .create_vcpu(0, Arc::new(VcpuEvents::default()))
-            .unwrap();
-        Self { memory, vcpu }
+fn run(machine: &mut Machine, state: &X86State, pattern: &[u8]) -> (X86State, Vec<u8>) {
+    for (at, len) in COMPARED {
+        machine.memory.write(at, &pattern[..len]).unwrap();
     }
-
-    fn run(&mut self, state: &X86State, pattern: &[u8]) -> (X86State, Vec<u8>) {
-        for (at, len) in COMPARED {
-            self.memory.write(at, &pattern[..len]).unwrap();
-        }
-        self.memory.write(0, &pattern[..4096]).unwrap();
-        self.vcpu.restore(state.clone());
-        let exit = self.vcpu.run(StopAt::default(), &mut NoIo).unwrap();
-        assert_eq!(exit, Exit::Halted);
-        let mut out = Vec::new();
-        for (at, len) in COMPARED.into_iter().chain([(0, 4096)]) {
-            let mut bytes = vec![0; len];
-            self.memory.read(at, &mut bytes).unwrap();
-            out.extend(bytes);
-        }
-        (self.vcpu.save(), out)
-    }
+    machine.memory.write(0, &pattern[..4096]).unwrap();
+    let (exit, end) = machine.go(state);
+    assert_eq!(exit, Exit::Halted);
+    (end, machine.bytes(COMPARED.into_iter().chain([(0, 4096)])))
 }
 
 /// Takes away what may differ: undefined flags, the x87's pointers.
@@ -323,18 +266,10 @@ fn normal(mut s: X86State, form: &Form) -> X86State {
 
 #[test]
 fn every_native_form_at_every_edge() {
-    let (model, _) = CpuModel::build("x86-64-v3", &host()).unwrap();
-    let model = Arc::new(model);
+    let model = common::model();
     let instances = instances(&model);
     assert!(instances.len() > 400, "{} forms", instances.len());
-    let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
-    let options = BtOptions {
-        precise_flags: true,
-        paranoid: true,
-        ..BtOptions::default()
-    };
-    let make = |c| Box::new(BtEngine::with_options(c, options).unwrap()) as Box<dyn Engine>;
-    let mut bt = Machine::new(make, &model);
+    let (mut interp, mut bt) = common::pair(prepare, true, &model);
     let pattern: Vec<u8> = (0..0x12_000u32)
         .map(|n| (n * 7 + (n >> 8)) as u8 | 1)
         .collect();
@@ -353,8 +288,8 @@ fn every_native_form_at_every_edge() {
             for offset in &offsets {
                 cases += 1;
                 let state = registers(edge.at.wrapping_sub(*offset));
-                let (a, ma) = interp.run(&state, &pattern);
-                let (b, mb) = bt.run(&state, &pattern);
+                let (a, ma) = run(&mut interp, &state, &pattern);
+                let (b, mb) = run(&mut bt, &state, &pattern);
                 faults += usize::from(a.rip < CODE);
                 let diff = state::diff(&normal(a, form), &normal(b, form));
                 let memory = (0..ma.len()).find(|n| ma[*n] != mb[*n]);

@@ -4,47 +4,20 @@
 //! point into a data area; it ends in HLT, or with the exception of one of its instructions, whose
 //! handler is a HLT. Flags that the last writers leave undefined are not compared.
 
+mod common;
+
+use common::{Layout, Machine, Rng};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use mimeo_arch_x86::cpuid::{CpuModel, HostCpu};
-use mimeo_arch_x86::{Cr0, Cr4, DescriptorTable, Efer, RFlags, Seg, Segment, X86State};
-use mimeo_engine_bt::{BtEngine, BtOptions};
-use mimeo_engine_interp::InterpEngine;
+use mimeo_arch_x86::cpuid::CpuModel;
+use mimeo_arch_x86::{RFlags, Seg, X86State};
 use mimeo_isa_x86::{Access, Class, Form, ImplicitMemory, Unit, lookup};
 use mimeo_memory::GuestMemory;
-use mimeo_vcpu::{Engine, EngineConfig, Exit, NoIo, StopAt, Vcpu, VcpuEvents};
-use std::sync::Arc;
+use mimeo_vcpu::Exit;
 
-const RAM: u64 = 4 << 20;
 const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
 const DATA_LEN: u64 = 0x4000;
 const HIGH: u64 = 0xffff_8000_0000_0000;
-
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
-
-fn host() -> HostCpu {
-    use core::arch::x86_64::__cpuid_count;
-    HostCpu::from_cpuid(
-        |leaf, sub| {
-            let r = __cpuid_count(leaf, sub);
-            [r.eax, r.ebx, r.ecx, r.edx]
-        },
-        7,
-    )
-}
 
 /// Page tables: the first 2 MB in 4 KB pages (page 0x1ff000 not present), the next 2 MB as a large
 /// page, and the same at the bottom of the upper half. IDT: every vector at a HLT, on IST 1.
@@ -74,34 +47,16 @@ fn prepare(m: &GuestMemory) {
     put(0xb010, 0x00cf_9300_0000_ffff);
 }
 
-fn long_mode(r: &mut Rng) -> X86State {
-    let mut s = X86State::reset(0x806f8);
-    s.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::MP | Cr0::WP;
-    s.cr3 = 0x1000;
-    s.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
-    s.efer = Efer::LME | Efer::LMA | Efer::NXE | Efer::SCE;
-    s.xcr0 = 7;
-    let flat = |selector, attr| Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        attr,
-    };
-    s.seg = [flat(0x10, 0xc093); 6];
-    s.seg[Seg::Cs as usize] = flat(8, 0xa09b);
+fn random_state(r: &mut Rng) -> X86State {
+    let mut s = common::long_mode(&Layout {
+        cr3: 0x1000,
+        tss: 0xa000,
+        idt: 0x9000,
+        gdt: 0xb000,
+        rip: CODE,
+    });
     s.seg[Seg::Fs as usize].base = DATA + 0x100;
     s.seg[Seg::Gs as usize].base = HIGH + DATA + 0x200;
-    s.tr.base = 0xa000;
-    s.tr.limit = 103;
-    s.idtr = DescriptorTable {
-        base: 0x9000,
-        limit: 4095,
-    };
-    s.gdtr = DescriptorTable {
-        base: 0xb000,
-        limit: 23,
-    };
-    s.rip = CODE;
     s.fp.fcw = 0x37f;
     s.fp.ftw = 0;
     for g in &mut s.gpr {
@@ -236,54 +191,20 @@ fn depends_on_undefined(program: &[Instruction]) -> bool {
     })
 }
 
-struct Machine {
-    memory: Arc<GuestMemory>,
-    vcpu: Box<dyn Vcpu>,
-}
-
-impl Machine {
-    fn new(make: impl Fn(EngineConfig) -> Box<dyn Engine>, model: &Arc<CpuModel>) -> Self {
-        let memory = Arc::new(GuestMemory::ram(RAM).unwrap());
-        prepare(&memory);
-        let engine = make(EngineConfig {
-            memory: memory.clone(),
-            cpu: model.clone(),
-            cpus: 1,
-        });
-        let vcpu = engine
-            .create_vcpu(0, Arc::new(VcpuEvents::default()))
-            .unwrap();
-        Self { memory, vcpu }
-    }
-
-    fn run(&mut self, state: &X86State, code: &[u8], data: &[u8]) -> (X86State, Vec<u8>) {
-        self.memory.write(CODE, code).unwrap();
-        self.memory.write(DATA, data).unwrap();
-        self.vcpu.restore(state.clone());
-        let exit = self.vcpu.run(StopAt::default(), &mut NoIo).unwrap();
-        assert_eq!(exit, Exit::Halted);
-        let mut out = vec![0; data.len()];
-        self.memory.read(DATA, &mut out).unwrap();
-        (self.vcpu.save(), out)
-    }
+fn run(machine: &mut Machine, state: &X86State, code: &[u8], data: &[u8]) -> (X86State, Vec<u8>) {
+    machine.memory.write(CODE, code).unwrap();
+    machine.memory.write(DATA, data).unwrap();
+    let (exit, end) = machine.go(state);
+    assert_eq!(exit, Exit::Halted);
+    (end, machine.bytes([(DATA, data.len())]))
 }
 
 fn compare(seed: u64, cases: u64, vector: bool) {
-    let (model, _) = CpuModel::build("x86-64-v3", &host()).unwrap();
-    let model = Arc::new(model);
-    let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
-    let options = BtOptions {
-        precise_flags: true,
-        paranoid: true,
-        ..BtOptions::default()
-    };
-    let mut bt = Machine::new(
-        |c| Box::new(BtEngine::with_options(c, options).unwrap()),
-        &model,
-    );
+    let model = common::model();
+    let (mut interp, mut bt) = common::pair(prepare, true, &model);
     let mut r = Rng(seed);
     for case in 0..cases {
-        let state = long_mode(&mut r);
+        let state = random_state(&mut r);
         let mut code = Vec::new();
         let mut program = Vec::new();
         for _ in 0..1 + r.below(6) {
@@ -297,8 +218,8 @@ fn compare(seed: u64, cases: u64, vector: bool) {
         }
         code.push(0xf4);
         let data: Vec<u8> = (0..DATA_LEN + 64).map(|_| r.next() as u8).collect();
-        let (mut a, ma) = interp.run(&state, &code, &data);
-        let (mut b, mb) = bt.run(&state, &code, &data);
+        let (mut a, ma) = run(&mut interp, &state, &code, &data);
+        let (mut b, mb) = run(&mut bt, &state, &code, &data);
         let mask = RFlags::from_bits_retain(undefined(&program, a.rip < CODE));
         a.rflags.remove(mask);
         b.rflags.remove(mask);
@@ -337,18 +258,8 @@ fn vector_programs() {
 /// before it.
 #[test]
 fn branches_to_non_canonical_targets() {
-    let (model, _) = CpuModel::build("x86-64-v3", &host()).unwrap();
-    let model = Arc::new(model);
-    let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
-    let options = BtOptions {
-        precise_flags: true,
-        paranoid: true,
-        ..BtOptions::default()
-    };
-    let mut bt = Machine::new(
-        |c| Box::new(BtEngine::with_options(c, options).unwrap()),
-        &model,
-    );
+    let model = common::model();
+    let (mut interp, mut bt) = common::pair(prepare, true, &model);
     // The target is in RAX and at [RSP]: ret; ret 16; jmp rax; call rax; jmp [rsp]; call [rsp]
     let programs: [&[u8]; 6] = [
         &[0xc3],
@@ -367,13 +278,13 @@ fn branches_to_non_canonical_targets() {
         0x1_0000_0010_0008,
     ] {
         for code in programs {
-            let mut state = long_mode(&mut r);
+            let mut state = random_state(&mut r);
             state.gpr[0] = target;
             state.gpr[4] = DATA + 0x800;
             let mut data = vec![0x55; DATA_LEN as usize];
             data[0x800..0x808].copy_from_slice(&u64::to_le_bytes(target));
-            let (a, ma) = interp.run(&state, code, &data);
-            let (b, mb) = bt.run(&state, code, &data);
+            let (a, ma) = run(&mut interp, &state, code, &data);
+            let (b, mb) = run(&mut bt, &state, code, &data);
             let diff = mimeo_arch_x86::state::diff(&a, &b);
             assert!(diff.is_empty(), "{code:x?} to {target:#x}: {diff:?}");
             assert_eq!(ma, mb, "{code:x?} to {target:#x}");

@@ -7,14 +7,15 @@
 //! NMI. One run for each n; by default every few of them, with `MIMEO_SOAK=1` every one.
 #![expect(unsafe_code, reason = "ptrace and signals")]
 
-use mimeo_arch_x86::cpuid::{CpuModel, HostCpu};
-use mimeo_arch_x86::{Cr0, Cr4, DescriptorTable, Efer, RFlags, Seg, Segment, X86State};
+mod common;
+
+use common::{Layout, Machine, long_mode};
+use mimeo_arch_x86::{RFlags, X86State};
 use mimeo_engine_bt::BtEngine;
 use mimeo_memory::GuestMemory;
-use mimeo_vcpu::{Engine, EngineConfig, EventBits, Exit, NoIo, StopAt, Vcpu, VcpuEvents};
+use mimeo_vcpu::{Engine, EventBits, Exit, NoIo, StopAt, Vcpu};
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
@@ -57,16 +58,7 @@ const PROGRAM: &[u8] = &[
 /// Offset of `there` in the program.
 const THERE: u64 = PROGRAM.len() as u64 - 5;
 
-fn machine() -> (Arc<GuestMemory>, Arc<VcpuEvents>, Box<dyn Vcpu>) {
-    use core::arch::x86_64::__cpuid_count;
-    let host = HostCpu::from_cpuid(
-        |leaf, sub| {
-            let r = __cpuid_count(leaf, sub);
-            [r.eax, r.ebx, r.ecx, r.edx]
-        },
-        7,
-    );
-    let memory = Arc::new(GuestMemory::ram(4 << 20).unwrap());
+fn prepare(memory: &GuestMemory) {
     let put = |at: u64, v: u64| memory.write(at, &v.to_le_bytes()).unwrap();
     put(0x1000, 0x2007);
     put(0x2000, 0x3007);
@@ -89,43 +81,21 @@ fn machine() -> (Arc<GuestMemory>, Arc<VcpuEvents>, Box<dyn Vcpu>) {
     put(0xb008, 0x00af_9b00_0000_ffff);
     put(0xb010, 0x00cf_9300_0000_ffff);
     memory.write(CODE, PROGRAM).unwrap();
-    let cpu = Arc::new(CpuModel::build("x86-64-v3", &host).unwrap().0);
-    let engine = BtEngine::new(EngineConfig {
-        memory: memory.clone(),
-        cpu,
-        cpus: 1,
-    });
-    let events = Arc::new(VcpuEvents::default());
-    let vcpu = engine.unwrap().create_vcpu(0, events.clone()).unwrap();
-    (memory, events, vcpu)
+}
+
+fn machine() -> Machine {
+    let bt = |c| Box::new(BtEngine::new(c).unwrap()) as Box<dyn Engine>;
+    Machine::new(bt, prepare, &common::model())
 }
 
 fn start() -> X86State {
-    let mut s = X86State::reset(0x806f8);
-    s.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::MP | Cr0::WP;
-    s.cr3 = 0x1000;
-    s.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
-    s.efer = Efer::LME | Efer::LMA | Efer::NXE | Efer::SCE;
-    s.xcr0 = 7;
-    let flat = |selector, attr| Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        attr,
-    };
-    s.seg = [flat(0x10, 0xc093); 6];
-    s.seg[Seg::Cs as usize] = flat(8, 0xa09b);
-    s.tr.base = 0xa000;
-    s.tr.limit = 103;
-    s.idtr = DescriptorTable {
-        base: 0x9000,
-        limit: 4095,
-    };
-    s.gdtr = DescriptorTable {
-        base: 0xb000,
-        limit: 23,
-    };
-    s.rip = CODE;
+    let mut s = long_mode(&Layout {
+        cr3: 0x1000,
+        tss: 0xa000,
+        idt: 0x9000,
+        gdt: 0xb000,
+        rip: CODE,
+    });
     s.rflags = RFlags::from_bits_retain(3);
     s.gpr[2] = u64::MAX - 5;
     s.gpr[3] = DATA;
@@ -155,7 +125,11 @@ fn once(memory: &GuestMemory, vcpu: &mut dyn Vcpu) -> (X86State, Vec<u8>, u64) {
 
 /// The traced process.
 fn child() {
-    let (memory, events, mut vcpu) = machine();
+    let Machine {
+        memory,
+        events,
+        mut vcpu,
+    } = machine();
     let (state, data, none) = once(&memory, &mut *vcpu);
     assert_eq!(none, 0);
     std::thread::spawn(move || {

@@ -5,13 +5,12 @@
 //! sometimes wrong in one respect. Every program ends in HLT, if only in the handler of an exception, or in a
 //! triple fault.
 
-use mimeo_arch_x86::cpuid::{CpuModel, HostCpu};
-use mimeo_arch_x86::{Cr0, Cr4, DescriptorTable, Efer, RFlags, Seg, Segment, X86State};
-use mimeo_engine_bt::{BtEngine, BtOptions};
-use mimeo_engine_interp::InterpEngine;
+mod common;
+
+use common::{Layout, Machine, Rng, flat, long_mode};
+use mimeo_arch_x86::{Cr4, Efer, RFlags, Seg, Segment, X86State};
 use mimeo_memory::GuestMemory;
-use mimeo_vcpu::{Engine, EngineConfig, Exit, NoIo, StopAt, Vcpu, VcpuEvents};
-use std::sync::Arc;
+use mimeo_vcpu::Exit;
 
 const RAM: u64 = 4 << 20;
 const KERNEL: u64 = 0x10_0000;
@@ -25,38 +24,6 @@ const STACK: u64 = 0x11_0000;
 const GDT: u64 = 0xb000;
 /// What is compared of memory (address, length): descriptors and exception frames, stacks, data.
 const COMPARED: [(u64, u64); 3] = [(GDT, 0x5000), (STACK - 0x1000, 0x3000), (DATA, DATA_LEN)];
-
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
-        list[self.below(list.len() as u64) as usize]
-    }
-}
-
-fn host() -> HostCpu {
-    use core::arch::x86_64::__cpuid_count;
-    HostCpu::from_cpuid(
-        |leaf, sub| {
-            let r = __cpuid_count(leaf, sub);
-            [r.eax, r.ebx, r.ecx, r.edx]
-        },
-        7,
-    )
-}
 
 fn put(m: &GuestMemory, at: u64, v: u64) {
     m.write(at, &v.to_le_bytes()).unwrap();
@@ -80,35 +47,27 @@ fn prepare(m: &GuestMemory) {
     m.write(0xa000 + 36, &0xf000u64.to_le_bytes()).unwrap();
 }
 
-fn segment(selector: u16, attr: u32) -> Segment {
-    Segment {
-        selector,
-        base: 0,
-        limit: u32::MAX,
-        attr,
-    }
-}
-
 /// CPL 0 with the selectors that Linux has: 8 and 10h, 1bh (32-bit user code), 23h, 2bh.
 fn kernel_state(r: &mut Rng) -> X86State {
-    let mut s = X86State::reset(0x806f8);
-    s.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::MP | Cr0::WP;
-    s.cr3 = 0x1000;
-    s.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
+    let mut s = long_mode(&Layout {
+        cr3: 0x1000,
+        tss: 0xa000,
+        idt: 0x9000,
+        gdt: GDT,
+        rip: KERNEL,
+    });
     s.cr4.set(Cr4::FSGSBASE, !r.one_in(4));
     s.cr2 = r.next();
-    s.efer = Efer::LME | Efer::LMA | Efer::NXE;
     s.efer.set(Efer::SCE, !r.one_in(16));
-    s.xcr0 = 7;
-    s.seg = [segment(0, Segment::UNUSABLE); 6];
-    s.seg[Seg::Cs as usize] = segment(8, 0xa09b);
+    s.seg = [flat(0, Segment::UNUSABLE); 6];
+    s.seg[Seg::Cs as usize] = flat(8, 0xa09b);
     s.seg[Seg::Ss as usize] = if r.one_in(4) {
         Segment::null_stack(0, 0)
     } else {
-        segment(0x10, 0xc093)
+        flat(0x10, 0xc093)
     };
     if r.one_in(8) {
-        s.seg[Seg::Ds as usize] = segment(0x10, 0xc093);
+        s.seg[Seg::Ds as usize] = flat(0x10, 0xc093);
     }
     s.seg[Seg::Fs as usize].base = DATA;
     s.seg[Seg::Gs as usize].base = DATA + 0x1000;
@@ -120,17 +79,7 @@ fn kernel_state(r: &mut Rng) -> X86State {
         1 => r.next() & 0x3f_7fd5,
         _ => 0x25_7fd5,
     };
-    s.tr.base = 0xa000;
-    s.tr.limit = 103;
-    s.idtr = DescriptorTable {
-        base: 0x9000,
-        limit: 4095,
-    };
-    s.gdtr = DescriptorTable {
-        base: GDT,
-        limit: if r.one_in(12) { 0x27 } else { 0x37 },
-    };
-    s.rip = KERNEL;
+    s.gdtr.limit = if r.one_in(12) { 0x27 } else { 0x37 };
     for g in &mut s.gpr {
         *g = r.next();
     }
@@ -143,42 +92,6 @@ fn kernel_state(r: &mut Rng) -> X86State {
     s
 }
 
-struct Machine {
-    memory: Arc<GuestMemory>,
-    vcpu: Box<dyn Vcpu>,
-}
-
-impl Machine {
-    fn new(make: impl Fn(EngineConfig) -> Box<dyn Engine>, model: &Arc<CpuModel>) -> Self {
-        let memory = Arc::new(GuestMemory::ram(RAM).unwrap());
-        prepare(&memory);
-        let engine = make(EngineConfig {
-            memory: memory.clone(),
-            cpu: model.clone(),
-            cpus: 1,
-        });
-        let vcpu = engine
-            .create_vcpu(0, Arc::new(VcpuEvents::default()))
-            .unwrap();
-        Self { memory, vcpu }
-    }
-
-    fn run(&mut self, case: &Case) -> (Exit, X86State, Vec<u8>) {
-        for (at, bytes) in &case.memory {
-            self.memory.write(*at, bytes).unwrap();
-        }
-        self.vcpu.restore(case.state.clone());
-        let exit = self.vcpu.run(StopAt::default(), &mut NoIo).unwrap();
-        let mut out = Vec::new();
-        for (at, len) in COMPARED {
-            let start = out.len();
-            out.resize(start + len as usize, 0);
-            self.memory.read(at, &mut out[start..]).unwrap();
-        }
-        (exit, self.vcpu.save(), out)
-    }
-}
-
 struct Case {
     state: X86State,
     memory: Vec<(u64, Vec<u8>)>,
@@ -187,25 +100,24 @@ struct Case {
     undefined: RFlags,
 }
 
+fn run(machine: &mut Machine, case: &Case) -> (Exit, X86State, Vec<u8>) {
+    for (at, bytes) in &case.memory {
+        machine.memory.write(*at, bytes).unwrap();
+    }
+    let (exit, state) = machine.go(&case.state);
+    let compared = COMPARED.map(|(at, len)| (at, len as usize));
+    (exit, state, machine.bytes(compared))
+}
+
 /// Runs `cases` on both; `inline` names a form that mostly is to run translated.
 fn compare(seed: u64, cases: u64, precise: bool, inline: &str, case: impl Fn(&mut Rng) -> Case) {
-    let (model, _) = CpuModel::build("x86-64-v3", &host()).unwrap();
-    let model = Arc::new(model);
-    let mut interp = Machine::new(|c| Box::new(InterpEngine::new(c)), &model);
-    let options = BtOptions {
-        precise_flags: precise,
-        paranoid: true,
-        ..BtOptions::default()
-    };
-    let mut bt = Machine::new(
-        |c| Box::new(BtEngine::with_options(c, options).unwrap()),
-        &model,
-    );
+    let model = common::model();
+    let (mut interp, mut bt) = common::pair(prepare, precise, &model);
     let mut r = Rng(seed);
     for n in 0..cases {
         let case = case(&mut r);
-        let (ended, mut a, ma) = interp.run(&case);
-        let (end, mut b, mb) = bt.run(&case);
+        let (ended, mut a, ma) = run(&mut interp, &case);
+        let (end, mut b, mb) = run(&mut bt, &case);
         assert_eq!(ended, end, "case {n} (seed {seed}): {}", case.text);
         for s in [&mut a, &mut b] {
             s.rflags.remove(case.undefined);
