@@ -7,6 +7,7 @@ use mimeo_control::client;
 use mimeo_devices::virtio::vsock::VirtioVsock;
 use mimeo_machines::spec::VsockSpec;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -45,8 +46,10 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     if error.kind() != ErrorKind::AddrInUse {
         return Err(error.into());
     }
+    // To connect to a file that is no socket is refused too.
+    let socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
     match client::connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+        Err(e) if socket && e.kind() == ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)?;
             Ok(client::listen(path)?)
         }
