@@ -76,7 +76,7 @@ impl Engine {
     #[must_use]
     pub fn mimeo(binary: PathBuf, name: &'static str) -> Self {
         let fixed = "run --machine microvm -m 64M --serial stdio --device debug-exit \
-            --device testdev --on-triple-fault exit --transport mmio --cpu";
+            --device testdev --on-triple-fault exit --cpu";
         let mut command: Vec<OsString> = vec![binary.into()];
         command.extend(fixed.split_whitespace().map(OsString::from));
         command.push(MIMEO_CPU.into());
@@ -168,11 +168,16 @@ struct Scratch {
 
 impl Scratch {
     fn new(engine: &Engine, image: &Image) -> std::io::Result<Self> {
-        let wanted = image.name.starts_with("virtio") && matches!(engine.name, "interp" | "bt");
+        let virtio = image.name.starts_with("virtio");
+        let wanted = virtio && matches!(engine.name, "interp" | "bt");
         let mut scratch = Self {
             dir: None,
             arguments: Vec::new(),
         };
+        // The program knows the places of the devices over MMIO; others look for theirs on PCI.
+        if virtio && (wanted || engine.name == "verify") {
+            scratch.arguments = ["--transport", "mmio"].map(str::to_owned).to_vec();
+        }
         if wanted {
             static RUNS: AtomicU32 = AtomicU32::new(0);
             let (process, run) = (std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
@@ -181,15 +186,15 @@ impl Scratch {
             let disk = dir.join("disk.img");
             std::fs::File::create(&disk)?.set_len(1 << 20)?;
             let folder = dir.display();
-            scratch.arguments = [
+            let devices = [
                 ("--disk", format!("{},queues=2", disk.display())),
                 ("--share", format!("{folder}:a")),
                 ("--share", format!("{folder}:b,9p")),
                 ("--console", format!("file:{folder}/console")),
             ]
             .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value])
-            .collect();
+            .flat_map(|(flag, value)| [flag.to_owned(), value]);
+            scratch.arguments.extend(devices);
             scratch.dir = Some(dir);
         }
         Ok(scratch)
