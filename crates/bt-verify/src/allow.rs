@@ -102,7 +102,6 @@ const DENIED: &[M] = &[
     M::Popfd,
     M::Popfq,
     M::Std,
-    M::Wait,
 ];
 
 /// REP MOVS and REP STOS with 64-bit addresses and no segment override: the element's size as a shift, and
