@@ -29,7 +29,7 @@ pub(crate) const fn slots(rip: u64) -> (u16, u16) {
 pub(crate) struct Ibtc {
     /// The view's words; the first `2 * ENTRIES` are the cache's.
     words: Arc<LazyArray>,
-    /// Slots filled, by guest page, with whether the page was global.
+    /// Slots filled, by guest page, with whether the page was global at every fill.
     by_page: IntMap<u64, (bool, Vec<u16>)>,
     /// Slots filled, by physical page of the code.
     by_phys: IntMap<u32, Vec<u16>>,
@@ -74,20 +74,24 @@ impl Ibtc {
         self.fills += 1;
         self.words.set(at, rip);
         self.words.set(at + 1, host);
-        let page = self.by_page.entry(rip >> 12).or_default();
-        page.0 = global;
+        self.note(rip >> 12, slot, phys, global);
+    }
+
+    fn note(&mut self, page: u64, slot: u16, phys: u32, global: bool) {
+        let page = self
+            .by_page
+            .entry(page)
+            .or_insert_with(|| (true, Vec::new()));
+        page.0 &= global;
         page.1.push(slot);
         self.by_phys.entry(phys).or_default().push(slot);
     }
 
     /// [`Self::fill`] put in code that continues on the next linear page and on physical page
-    /// `second`: it goes with those too.
-    pub(crate) fn also(&mut self, rip: u64, second: u32) {
+    /// `second`, which is `global` or not: it goes with those too.
+    pub(crate) fn also(&mut self, rip: u64, second: u32, global: bool) {
         let slot = self.choose(rip);
-        let page = self.by_page.entry((rip >> 12).wrapping_add(1)).or_default();
-        page.0 = false;
-        page.1.push(slot);
-        self.by_phys.entry(second).or_default().push(slot);
+        self.note((rip >> 12).wrapping_add(1), slot, second, global);
     }
 
     /// The host entry for `rip`, if it is there.
@@ -164,6 +168,27 @@ mod tests {
         assert_eq!(c.get(0xffff_ffff_8100_0010), Some(8));
         c.flush_phys(2);
         assert_eq!(c.get(0xffff_ffff_8100_0010), None);
+    }
+
+    /// What spans into a page is flushed with it; what else is global in either page stays.
+    #[test]
+    fn a_spanning_entry_goes_with_the_page_that_is_not_global() {
+        let mut c = cache();
+        c.fill(0x1_0010, 6, 1, true);
+        c.fill(0x1_0ffe, 7, 1, true);
+        c.also(0x1_0ffe, 2, true);
+        c.fill(0x1_1010, 8, 2, true);
+        c.flush(true);
+        assert_eq!(
+            [0x1_0010, 0x1_0ffe, 0x1_1010].map(|rip| c.get(rip)),
+            [Some(6), Some(7), Some(8)]
+        );
+        c.fill(0x1_1ffe, 9, 2, true);
+        c.also(0x1_1ffe, 3, false);
+        c.flush(true);
+        assert_eq!((c.get(0x1_1ffe), c.get(0x1_1010)), (None, Some(8)));
+        c.flush_page(0x1_1000);
+        assert_eq!((c.get(0x1_0ffe), c.get(0x1_0010)), (None, Some(6)));
     }
 
     #[test]

@@ -430,7 +430,7 @@ fn register_case(r: &mut Rng) -> Case {
     let mut code = Vec::new();
     for _ in 0..4 {
         let reg = r.below(8) as u8;
-        match r.below(5) {
+        match r.below(6) {
             0 => code.extend([0x0f, 0x20, 0xc0 | r.pick(&[0u8, 2, 3, 4]) << 3 | reg]),
             1 => code.extend([
                 0xf3,
@@ -442,6 +442,12 @@ fn register_case(r: &mut Rng) -> Case {
             // mov [rsp + 8], sreg
             2 => code.extend([0x8c, 0x44 | ((r.below(6) as u8) << 3), 0x24, 8]),
             3 => code.extend([0x48, 0xc7, 0xc0 | reg, 0, 0, 0, 1]), // mov reg, 1000000h
+            // mov reg16, sreg: of the first eight registers and of the others
+            4 => {
+                let high = r.below(2) as u8;
+                code.extend([0x66, 0x40 | high, 0x8c]);
+                code.push(0xc0 | (r.below(6) as u8) << 3 | reg);
+            }
             _ => code.extend([0x48, 0x39, 0xd8]),
         }
         if reg == 4 {

@@ -41,6 +41,13 @@ impl Asm {
         self.op32(0x89, src, Rm::Mem(m));
     }
 
+    /// mov dst16, [m] (the rest of dst stays).
+    pub(crate) fn load16(&mut self, dst: Reg, m: Mem) {
+        let mut f = Fields::legacy(Map::One, 0x8b, false);
+        f.opsize = true;
+        self.insn(&f, dst, Rm::Mem(m));
+    }
+
     /// mov [m], src (16 bits).
     pub(crate) fn store16(&mut self, m: Mem, src: Reg) {
         let mut f = Fields::legacy(Map::One, 0x89, false);

@@ -26,7 +26,7 @@ pub(crate) fn inline(i: &Instruction, kernel: bool) -> bool {
         Code::Pushfq | Code::Popfq => kernel,
         Code::Mov_r64_cr => kernel && control_register(i).is_some(),
         Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => !memory(i),
-        Code::Mov_rm16_Sreg => memory(i),
+        Code::Mov_rm16_Sreg => true,
         Code::Rdtsc | Code::Rdtscp => true,
         Code::Rdfsbase_r64 | Code::Rdgsbase_r64 | Code::Wrfsbase_r64 | Code::Wrgsbase_r64 => true,
         Code::Ldmxcsr_m32 | Code::Stmxcsr_m32 | Code::VEX_Vldmxcsr_m32 | Code::VEX_Vstmxcsr_m32 => {
@@ -75,7 +75,8 @@ impl Lower<'_> {
             {
                 self.read_selector(insn);
             }
-            Code::Mov_rm16_Sreg => self.store_selector(insn),
+            Code::Mov_rm16_Sreg if memory(&insn.i) => self.store_selector(insn),
+            Code::Mov_rm16_Sreg => self.read_selector16(insn),
             Code::Mov_r64_cr => self.read_control(insn),
             Code::Rdtsc | Code::Rdtscp => self.time_stamp(insn),
             Code::Rdfsbase_r64 | Code::Rdgsbase_r64 => self.read_base(insn),
@@ -213,6 +214,18 @@ impl Lower<'_> {
     fn read_selector(&mut self, insn: &Insn) {
         let word = Self::selector_word(insn.i.op1_register());
         self.load_guest(insn.i.op0_register(), word);
+    }
+
+    /// The rest of the destination keeps its value.
+    fn read_selector16(&mut self, insn: &Insn) {
+        let word = Self::selector_word(insn.i.op1_register());
+        let dst = insn.i.op0_register().number();
+        if in_memory(dst) {
+            self.hot.load(T, field(word));
+            self.hot.store16(slot(dst), T);
+        } else {
+            self.hot.load16(HOST[dst], field(word));
+        }
     }
 
     fn store_selector(&mut self, insn: &Insn) {

@@ -190,6 +190,9 @@ impl BtVcpu {
         if key.rip & 4095 <= 4096 - 15 {
             return Ok(None);
         }
+        let Some(first) = self.mmu.exec(&self.shared, &self.cpu.state, key.rip) else {
+            return Ok(None);
+        };
         let Some(second) = self.mmu.exec(&self.shared, &self.cpu.state, next) else {
             return Ok(None);
         };
@@ -203,8 +206,8 @@ impl BtVcpu {
         if !self.shared.options.unchained {
             let host = self.shared.address(at);
             let ibtc = self.mmu.ibtc();
-            ibtc.fill(key.rip, host, key.page, false);
-            ibtc.also(key.rip, second.page);
+            ibtc.fill(key.rip, host, key.page, first.global);
+            ibtc.also(key.rip, second.page, second.global);
         }
         Ok(Some(at))
     }
